@@ -1,0 +1,13 @@
+"""gankernels: fused kernels for generative adversarial networks, and a lean trainer on them.
+
+``gankernels.ops`` has the functions, ``gankernels.nn`` the drop-in modules, ``gankernels.use`` and
+``gankernels.doctor`` say what runs. The trainer, the data tools and the metrics are imported when they are asked for.
+"""
+
+from gankernels import nn, ops
+from gankernels._version import __version__
+from gankernels.dispatch import use
+from gankernels.doctor import doctor
+from gankernels.errors import ImplementationUnavailable, InputError
+
+__all__ = ["ImplementationUnavailable", "InputError", "__version__", "doctor", "nn", "ops", "use"]

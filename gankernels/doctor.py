@@ -1,0 +1,4 @@
+"""``gankernels doctor``: what runs on this machine and why."""
+
+
+def doctor(): ...

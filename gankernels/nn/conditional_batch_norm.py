@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from gankernels.errors import InputError
+from gankernels.ops import conditional_batch_norm
+
+
+class ConditionalBatchNorm2d(nn.Module):
+    """Batch normalisation whose gain and bias come from a condition, with the activation fused behind it.
+
+    ``y = act((x - mean) / sqrt(var + eps) * gain(cond) + bias(cond))``
+
+    The condition is either a class label (``num_classes``: a table of gains and a table of biases, as in SNGAN) or a
+    vector (``cond_features``: two linear maps without bias, ``gain = 1 + W_gain cond``, as in BigGAN). A module that is
+    new computes plain batch normalisation for every label.
+
+    Args:
+        num_features: C, the channels of the input.
+        num_classes: the number of labels; the condition is then an int64 tensor [N].
+        cond_features: the length of the condition vector; the condition is then a float tensor [N, cond_features].
+        eps: added to the variance.
+        momentum: weight of the newest batch in the running statistics; None takes the average of all batches.
+        track_running_stats: keep running statistics, and use them in eval mode. Without, every mode uses the batch.
+        activation: ``"none"``, ``"relu"`` or ``"lrelu"``.
+        slope: of ``"lrelu"`` below zero.
+
+    Shape:
+        x [N, C, H, W], contiguous or channels_last, fp32, bf16, fp16 or fp64; the output has x's shape, dtype and
+        layout. Differentiable twice in x and in the tables.
+
+    State:
+        running_mean [C], running_var [C] (unbiased) and num_batches_tracked, as in ``torch.nn.BatchNorm2d``; gain and
+        bias hold the tables' or the maps' ``weight``.
+
+    Example:
+        >>> norm = gankernels.nn.ConditionalBatchNorm2d(64, num_classes=10, activation="relu")
+        >>> y = norm(torch.randn(8, 64, 16, 16), torch.arange(8))
+    """
+
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    num_batches_tracked: Tensor | None
+
+    def __init__(
+        self,
+        num_features: int,
+        num_classes: int | None = None,
+        *,
+        cond_features: int | None = None,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        track_running_stats: bool = True,
+        activation: str = "none",
+        slope: float = 0.2,
+    ) -> None:
+        super().__init__()
+        self.num_features = num_features
+        self.num_classes = num_classes
+        self.cond_features = cond_features
+        self.eps = eps
+        self.momentum = momentum
+        self.activation = activation
+        self.slope = slope
+        self.gain: nn.Module
+        self.bias: nn.Module
+        if num_classes is not None and cond_features is None:
+            self.gain = nn.Embedding(num_classes, num_features)
+            self.bias = nn.Embedding(num_classes, num_features)
+        elif cond_features is not None and num_classes is None:
+            self.gain = nn.Linear(cond_features, num_features, bias=False)
+            self.bias = nn.Linear(cond_features, num_features, bias=False)
+        else:
+            raise InputError(
+                f"ConditionalBatchNorm2d: got num_classes={num_classes} and cond_features={cond_features}, "
+                "expected exactly one of them"
+            )
+        if track_running_stats:
+            self.register_buffer("running_mean", torch.zeros(num_features))
+            self.register_buffer("running_var", torch.ones(num_features))
+            self.register_buffer("num_batches_tracked", torch.tensor(0, dtype=torch.long))
+        else:
+            self.running_mean = self.running_var = self.num_batches_tracked = None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Plain batch normalisation for every condition; running statistics of a standard normal input."""
+        for table, start in ((self.gain, 1.0 if self.num_classes else 0.0), (self.bias, 0.0)):
+            nn.init.constant_(table.weight, start)  # type: ignore[arg-type]
+        if self.running_mean is not None:
+            self.running_mean.zero_()
+            self.running_var.fill_(1)  # type: ignore[union-attr]
+            self.num_batches_tracked.zero_()  # type: ignore[union-attr]
+
+    def forward(self, x: Tensor, cond: Tensor) -> Tensor:
+        """Normalise ``x`` [N, C, H, W] under ``cond``: int64 labels [N], or vectors [N, cond_features]."""
+        gain, bias = self.gain(cond), self.bias(cond)  # [N, C]
+        if self.num_classes is None:
+            gain = 1 + gain
+        momentum = self.momentum
+        if self.training and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            if momentum is None:
+                momentum = 1 / float(self.num_batches_tracked)
+        return conditional_batch_norm(
+            x,
+            gain,
+            bias,
+            running_mean=self.running_mean,
+            running_var=self.running_var,
+            training=self.training or self.running_mean is None,
+            momentum=0.0 if momentum is None else momentum,
+            eps=self.eps,
+            activation=self.activation,
+            slope=self.slope,
+        )
+
+    def extra_repr(self) -> str:
+        cond = f"num_classes={self.num_classes}" if self.num_classes else f"cond_features={self.cond_features}"
+        return f"{self.num_features}, {cond}, eps={self.eps}, momentum={self.momentum}, activation={self.activation}"

@@ -1,0 +1,5 @@
+"""The fused ops. Each is differentiable twice, keeps the layout of its input, and takes ``impl=`` to force a kernel."""
+
+from gankernels.ops.conditional_batch_norm import conditional_batch_norm
+
+__all__ = ["conditional_batch_norm"]

@@ -1,0 +1,49 @@
+"""Conditional batch normalisation in plain PyTorch: the definition that every kernel is held against.
+
+Ioffe and Szegedy, arXiv 1502.03167, algorithm 1, with the per-sample gain and bias of Dumoulin et al.,
+arXiv 1610.07629, equation 5, and an activation behind it.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+#: Activations by name. At zero both take the derivative that PyTorch takes: that of the negative side.
+ACTIVATIONS = ("none", "relu", "lrelu")
+
+
+def activate(z: Tensor, activation: str, slope: float) -> Tensor:
+    if activation == "relu":
+        return F.relu(z)
+    return F.leaky_relu(z, slope) if activation == "lrelu" else z
+
+
+def conditional_batch_norm(
+    x: Tensor,  # [N, C, H, W]
+    gain: Tensor,  # [N, C]
+    bias: Tensor,  # [N, C]
+    mean: Tensor | None = None,  # [C]
+    var: Tensor | None = None,  # [C]
+    *,
+    eps: float = 1e-5,
+    activation: str = "none",
+    slope: float = 0.2,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``act((x - mean) / sqrt(var + eps) * gain + bias)``, computed in fp32 (fp64 for fp64).
+
+    Without ``mean`` and ``var`` (biased) they are taken over N, H and W, and are differentiated through.
+
+    Returns:
+        y [N, C, H, W] in x's dtype, and the mean [C] and variance [C] that were used, in fp32 (fp64 for fp64).
+    """
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    x_ = x.to(dtype)
+    if mean is None or var is None:
+        mean = x_.mean((0, 2, 3))
+        var = (x_ - mean[:, None, None]).square().mean((0, 2, 3))
+    mean, var = mean.to(dtype), var.to(dtype)
+    x_hat = (x_ - mean[:, None, None]) * (var + eps).rsqrt()[:, None, None]
+    z = x_hat * gain.to(dtype)[:, :, None, None] + bias.to(dtype)[:, :, None, None]
+    return activate(z, activation, slope).to(x.dtype), mean, var
