@@ -149,7 +149,7 @@ def _machine_lacks(impl: str, device: str) -> str | None:
     if impl == "cuda":
         return f"runs on cuda tensors, not {device}" if device != "cuda" else _native.why_no_cuda
     if impl == "triton":
-        if not _has_triton:
+        if not has_triton:
             return "triton is not installed"
         if device == "cpu" and not _triton_interprets:
             return "triton needs a GPU, or TRITON_INTERPRET=1 to run in its interpreter"
@@ -159,5 +159,5 @@ def _machine_lacks(impl: str, device: str) -> str | None:
 
 # Read once: a traced function may not read the environment, and find_spec walks the file system.
 _environment = os.environ.get("GANKERNELS_IMPL") or None
-_has_triton = importlib.util.find_spec("triton") is not None
+has_triton = importlib.util.find_spec("triton") is not None
 _triton_interprets = os.environ.get("TRITON_INTERPRET") == "1"

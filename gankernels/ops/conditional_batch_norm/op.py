@@ -1,37 +1,210 @@
-"""stub"""
+"""The public function, and the registration of its forward, backward and double backward as torch ops."""
+
+from __future__ import annotations
+
+import importlib
+from types import SimpleNamespace
+from typing import Any
 
 import torch
+from torch import Tensor
+
+from gankernels import dispatch
+from gankernels.errors import InputError
+from gankernels.ops import _layout
+from gankernels.ops._registration import NAMESPACES, define_triton, families, refuse_transforms
 from gankernels.ops.conditional_batch_norm import reference
+
+_OP = "conditional_batch_norm"
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def conditional_batch_norm(
-    x,
-    gain,
-    bias,
+    x: Tensor,  # [N, C, H, W]
+    gain: Tensor,  # [N, C]
+    bias: Tensor,  # [N, C]
     *,
-    running_mean=None,
-    running_var=None,
-    training=True,
-    momentum=0.1,
-    eps=1e-5,
-    activation="none",
-    slope=0.2,
-    process_group=None,
-    impl=None,
-):
-    y, mean, var = reference.conditional_batch_norm(
-        x,
-        gain,
-        bias,
-        None if training else running_mean,
-        None if training else running_var,
-        eps=eps,
-        activation=activation,
-        slope=slope,
-    )
-    if training and running_mean is not None:
+    running_mean: Tensor | None = None,  # [C]
+    running_var: Tensor | None = None,  # [C]
+    training: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    activation: str = "none",
+    slope: float = 0.2,
+    impl: str | None = None,
+) -> Tensor:
+    """``act((x - mean) / sqrt(var + eps) * gain + bias)`` with a gain and a bias for every sample.
+
+    In training, mean and (biased) variance are taken over N, H and W and differentiated through, and the running
+    statistics, where given, move towards them (the variance unbiased, as torch's). Otherwise the running statistics are
+    used as constants. Ioffe and Szegedy, arXiv 1502.03167; Dumoulin et al., arXiv 1610.07629.
+
+    Args:
+        x: [N, C, H, W] in fp32, bf16, fp16 or fp64, contiguous or channels_last (other strides are copied).
+        gain: [N, C], of any floating dtype.
+        bias: [N, C], of any floating dtype.
+        running_mean: [C], updated in place in training.
+        running_var: [C], updated in place in training.
+        training: use the statistics of this batch.
+        momentum: weight of this batch in the running statistics.
+        eps: added to the variance.
+        activation: ``"none"``, ``"relu"`` or ``"lrelu"``.
+        slope: of ``"lrelu"`` below zero.
+        impl: force ``"reference"``, ``"cpu"``, ``"triton"`` or ``"cuda"``; None lets dispatch choose.
+
+    Returns:
+        y [N, C, H, W], with x's dtype and layout. Differentiable twice in x, gain and bias; all arithmetic is fp32
+        (fp64 for fp64). Saved for backward: x, gain, bias and the statistics [C], nothing else that has pixels.
+
+    Raises:
+        InputError: a shape, dtype, device or name is not as above.
+        ImplementationUnavailable: ``impl`` cannot run on x.
+        RuntimeError: called under forward-mode AD or a torch.func transform with a fused implementation.
+
+    Example:
+        >>> x = torch.randn(8, 64, 16, 16, requires_grad=True)
+        >>> y = conditional_batch_norm(x, torch.ones(8, 64), torch.zeros(8, 64), activation="relu")
+    """
+    _check(x, gain, bias, running_mean, running_var, training, activation)
+    given = (None, None) if training else (running_mean, running_var)
+
+    choice = dispatch.choose(_OP, x.device.type, impl)
+    if choice.impl == "reference":
+        y, mean, var = reference.conditional_batch_norm(
+            x, gain, bias, *given, eps=eps, activation=activation, slope=slope
+        )
+        y = y.contiguous(memory_format=_layout.memory_format(x))
+    else:
+        refuse_transforms(_OP, x, gain, bias)
+        forward = getattr(torch.ops, NAMESPACES[choice.impl]).conditional_batch_norm_forward
+        y, mean, var = forward(x, gain, bias, *given, eps, activation, slope)
+
+    if training and running_mean is not None and running_var is not None and x.numel() > 0:
         with torch.no_grad():
-            n = x.numel() / x.shape[1]
-            running_mean.lerp_(mean, momentum)
-            running_var.lerp_(var * (n / (n - 1)), momentum)
+            count = x.numel() // x.shape[1]
+            running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+            running_var.lerp_((var * (count / (count - 1))).to(running_var.dtype), momentum)
     return y
+
+
+def _check(
+    x: Tensor,
+    gain: Tensor,
+    bias: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    activation: str,
+) -> None:
+    if x.dim() != 4:
+        raise InputError(f"x: got shape {tuple(x.shape)}, expected [N, C, H, W]")
+    if x.dtype not in _DTYPES:
+        raise InputError(f"x: got dtype {x.dtype}, expected one of {', '.join(map(str, _DTYPES))}")
+    if activation not in reference.ACTIVATIONS:
+        raise InputError(f"activation: got {activation!r}, expected one of {', '.join(reference.ACTIVATIONS)}")
+    n, c = x.shape[:2]
+    if training and n * x.shape[2] * x.shape[3] == 1:
+        raise InputError(f"x: got shape {tuple(x.shape)}, expected more than one value per channel when training")
+    statistics = {"running_mean": running_mean, "running_var": running_var}
+    if not training and None in statistics.values():
+        raise InputError("running_mean, running_var: got None, expected tensors [C] when training=False")
+    for name, tensor, shape in (
+        ("gain", gain, (n, c)),
+        ("bias", bias, (n, c)),
+        ("running_mean", running_mean, (c,)),
+        ("running_var", running_var, (c,)),
+    ):
+        if tensor is None:
+            continue
+        if tensor.shape != shape:
+            raise InputError(f"{name}: got shape {tuple(tensor.shape)}, expected {tuple(shape)}")
+        if tensor.device != x.device:
+            raise InputError(f"{name}: got a tensor on {tensor.device}, expected {x.device}, where x is")
+        if not tensor.is_floating_point():
+            raise InputError(f"{name}: got dtype {tensor.dtype}, expected a floating one")
+        if name in statistics and tensor.requires_grad:
+            raise InputError(f"{name}: got a tensor that requires grad, expected a buffer")
+
+
+# ---- Registration ----
+
+SCHEMAS = {
+    "conditional_batch_norm_forward": (
+        "(Tensor x, Tensor gain, Tensor bias, Tensor? mean, Tensor? var, float eps, str activation, float slope)"
+        " -> (Tensor y, Tensor mean, Tensor var)"
+    ),
+    "conditional_batch_norm_backward": (
+        "(Tensor dy, Tensor x, Tensor gain, Tensor bias, Tensor mean, Tensor var, bool batch_statistics, float eps,"
+        " str activation, float slope) -> (Tensor dx, Tensor dgain, Tensor dbias)"
+    ),
+    "conditional_batch_norm_backward_backward": (
+        "(Tensor ddx, Tensor ddgain, Tensor ddbias, Tensor dy, Tensor x, Tensor gain, Tensor bias, Tensor mean,"
+        " Tensor var, bool batch_statistics, float eps, str activation, float slope)"
+        " -> (Tensor ddy, Tensor dx, Tensor dgain)"
+    ),
+}
+
+
+def _forward_fake(
+    x: Tensor, gain: Tensor, bias: Tensor, mean: Tensor | None, var: Tensor | None, *_: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    statistics = gain.new_empty(x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))
+    return _layout.empty_like(x), statistics, torch.empty_like(statistics)
+
+
+def _backward_fake(dy: Tensor, x: Tensor, gain: Tensor, bias: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return _layout.empty_like(x), gain.new_empty(gain.shape), bias.new_empty(bias.shape)
+
+
+def _backward_backward_fake(
+    ddx: Tensor, ddgain: Tensor, ddbias: Tensor, dy: Tensor, x: Tensor, gain: Tensor, *_: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _layout.empty_like(x), _layout.empty_like(x), gain.new_empty(gain.shape)
+
+
+def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, gain, bias, mean, _, *ctx.arguments = inputs
+    ctx.save_for_backward(x, gain, bias, *output[1:])
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.arguments = (mean is None, *ctx.arguments)
+
+
+def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, batch_statistics, eps, activation, slope = inputs
+    ctx.save_for_backward(*tensors)
+    ctx.arguments = (batch_statistics, eps, activation, slope)
+
+
+def _register_family(namespace: str) -> None:
+    ops = SimpleNamespace(**{name: getattr(getattr(torch.ops, namespace), name) for name in SCHEMAS})
+
+    def forward_vjp(ctx: Any, dy: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        dx, dgain, dbias = ops.conditional_batch_norm_backward(dy, *ctx.saved_tensors, *ctx.arguments)
+        return dx, dgain, dbias, None, None, None, None, None
+
+    # mean and var get no cotangents of their own: where they are functions of x, that path is part of x's.
+    def backward_vjp(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        ddy, dx, dgain = ops.conditional_batch_norm_backward_backward(
+            *cotangents, *ctx.saved_tensors, *ctx.arguments
+        )
+        return ddy, dx, dgain, *[None] * 7
+
+    def refuse(ctx: Any, *_: Any) -> None:
+        raise RuntimeError(f"{_OP}: third-order gradients are not implemented; pass impl='reference' for them")
+
+    formulas = {
+        "conditional_batch_norm_forward": (_forward_fake, _save_forward, forward_vjp),
+        "conditional_batch_norm_backward": (_backward_fake, _save_backward, backward_vjp),
+        "conditional_batch_norm_backward_backward": (_backward_backward_fake, lambda *_: None, refuse),
+    }
+    for name, (fake, setup_context, vjp) in formulas.items():
+        torch.library.register_fake(f"{namespace}::{name}", fake)
+        torch.library.register_autograd(f"{namespace}::{name}", vjp, setup_context=setup_context)
+
+
+if dispatch.has_triton:
+    define_triton(SCHEMAS, lambda: importlib.import_module("gankernels.ops.conditional_batch_norm.kernels"))
+for _namespace in families():
+    _register_family(_namespace)
+for _impl in dispatch.IMPLEMENTATIONS:
+    dispatch.register(_OP, _impl)

@@ -1,0 +1,146 @@
+// Conditional batch normalisation, orders 0 to 2: the formulas, and what the launchers take. No torch headers.
+//
+//   y = act(z),   z = (x - mean) * scale + bias,   scale[n,c] = gain[n,c] * rstd[c],   rstd = 1 / sqrt(var + eps)
+//
+// Every order is one pass that sums over the pixels of each (n, c), a few operations on [N, C], and one pass that is
+// affine in the pixels. The middle step stands here, once, for the CPU and the GPU. Derivation: docs/ops.
+#pragma once
+
+#include "common.h"
+
+namespace gankernels::conditional_batch_norm {
+
+struct Problem {
+  int64_t n, c, l;  // samples, channels, pixels (H * W)
+  Layout layout;
+  DType dtype;  // of all that has pixels; everything else is in its accumulation type
+  Activation activation;
+  double slope, eps;
+  bool batch_statistics;  // mean and var are functions of x; otherwise they are constants
+};
+
+struct Forward {
+  Problem problem;
+  const void *x, *gain, *bias;  // x has pixels; gain, bias [N, C]
+  void *mean, *var;             // [C]: written where batch_statistics, read otherwise; var is biased
+  void* y;
+};
+
+struct Backward {
+  Problem problem;
+  const void *dy, *x, *gain, *bias, *mean, *var;
+  void *dx, *dgain, *dbias;
+};
+
+// The vector-Jacobian product of Backward: cotangents ddx, ddgain, ddbias of its outputs in, those of dy, x, gain out.
+// (bias enters Backward through the activation's mask alone, so its cotangent is zero almost everywhere.)
+struct BackwardBackward {
+  Problem problem;
+  const void *ddx, *ddgain, *ddbias, *dy, *x, *gain, *bias, *mean, *var;
+  void *ddy, *dx, *dgain;
+};
+
+// ---- Order 0 ----
+
+// relu sends NaN through and 0 to 0, as torch's does; no slope stands in for it, since 0 * inf is NaN.
+// A is a number or a vector of numbers.
+template <Activation kAct, class A>
+GK_HOST_DEVICE A activate(A z, A slope) {
+  if constexpr (kAct == Activation::kRelu) return z <= A{} ? A{} : z;
+  if constexpr (kAct == Activation::kLeakyRelu) return z > A{} ? z : z * slope;
+  return z;
+}
+
+// d act / dz times g, with torch's choices at z = 0 and z = NaN.
+template <Activation kAct, class A>
+GK_HOST_DEVICE A activate_backward(A z, A g, A slope) {
+  if constexpr (kAct == Activation::kRelu) return z <= A{} ? A{} : g;
+  if constexpr (kAct == Activation::kLeakyRelu) return z > A{} ? g : g * slope;
+  return g;
+}
+
+// Count, mean and sum of squared deviations of a set of numbers.
+template <class A>
+struct Moments {
+  A count, mean, m2;
+};
+
+// Chan, Golub and LeVeque, "Updating formulae", 1979, equation 2.1: exact for sets far from zero, where
+// E[x^2] - E[x]^2 cancels.
+template <class A>
+GK_HOST_DEVICE Moments<A> merge(Moments<A> a, Moments<A> b) {
+  const A count = a.count + b.count;
+  if (count == 0) return a;
+  const A delta = b.mean - a.mean, share = b.count / count;
+  return {count, a.mean + delta * share, a.m2 + b.m2 + delta * delta * a.count * share};
+}
+
+// ---- Order 1 ----  with dz = act'(z) dy and, over the pixels of (n, c), s0 = sum dz, s1 = sum dz (x - mean):
+//
+//   dbias = s0,   dgain = rstd s1,   dx = scale dz + of_x (x - mean) + of_1
+//
+// mean_* are averages over all M = N L pixels of the channel.
+template <class A>
+struct BackwardTerms {
+  A of_x, of_1;  // [C]
+};
+
+// mean_g = sum_n gain s0 / M,   mean_gx = sum_n gain s1 / M; both 0 where the statistics are constants.
+template <class A>
+GK_HOST_DEVICE BackwardTerms<A> backward_terms(A rstd, A mean_g, A mean_gx) {
+  return {-rstd * rstd * rstd * mean_gx, -rstd * mean_g};
+}
+
+// ---- Order 2 ----  with, over the pixels of (n, c), also t0 = sum ddx, t1 = sum ddx (x - mean), u = sum dz ddx:
+//
+//   ddy   = act'(z) (scale ddx + of_dz (x - mean) + of_mask)
+//   dx    = of_ddx ddx + of_dz dz + of_x (x - mean) + of_1
+//   dgain = rstd (u - mean_a s0 - rstd mean_ax s1)
+template <class A>
+struct ChannelMeans {  // averages over the channel's M pixels; all 0 where the statistics are constants
+  A g = 0;             // gain dz
+  A gx = 0;            // gain dz x_hat
+  A a = 0;             // ddx
+  A ax = 0;            // ddx x_hat
+  A ag = 0;            // ddx gain dz
+  A p = 0;             // ddgain dz
+  A px = 0;            // ddgain dz x_hat
+};
+
+template <class A>
+struct ChannelTerms {
+  A of_ddx, of_x, of_1;  // [C]
+};
+
+template <class A>
+struct SampleTerms {
+  A of_dz, of_mask;  // [N, C]
+};
+
+template <class A>
+GK_HOST_DEVICE ChannelTerms<A> channel_terms(A rstd, const ChannelMeans<A>& m) {
+  const A rstd2 = rstd * rstd;
+  return {-rstd2 * m.gx, -rstd2 * (rstd * (m.ag - m.a * m.g - 3 * m.ax * m.gx) + m.px),
+          rstd2 * (m.gx * m.a + m.ax * m.g) - rstd * m.p};
+}
+
+template <class A>
+GK_HOST_DEVICE SampleTerms<A> sample_terms(A rstd, A scale, A ddgain, A ddbias, const ChannelMeans<A>& m) {
+  return {rstd * (ddgain - scale * m.ax), ddbias - scale * m.a};
+}
+
+template <class A>
+GK_HOST_DEVICE A second_order_dgain(A rstd, A s0, A s1, A u, const ChannelMeans<A>& m) {
+  return rstd * (u - m.a * s0 - rstd * m.ax * s1);
+}
+
+// ---- Launchers ----  asynchronous on `stream` (a cudaStream_t); `workspace` is at least workspace_bytes long, aligned
+// to 16, and need not be cleared. They return a cudaError_t.
+namespace cuda {
+int64_t workspace_bytes(const Problem& problem, int order);
+int forward(const Forward& args, void* workspace, void* stream);
+int backward(const Backward& args, void* workspace, void* stream);
+int backward_backward(const BackwardBackward& args, void* workspace, void* stream);
+}  // namespace cuda
+
+}  // namespace gankernels::conditional_batch_norm

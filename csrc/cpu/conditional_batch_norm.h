@@ -1,0 +1,55 @@
+// The CPU's passes of conditional batch normalisation, each over a range, so that the caller can spread it over threads.
+#pragma once
+
+#include "../conditional_batch_norm.h"
+
+namespace gankernels::conditional_batch_norm::cpu {
+
+// Tiles are numbered so that a range of them is contiguous memory (channels_last), or the planes of a range of channels
+// (contiguous), so that a channel can go through all passes while it is in the cache.
+struct Tiling {
+  int64_t tiles;         // in all
+  int64_t per_channel;   // contiguous: the tiles [c * per_channel, (c + 1) * per_channel) are channel c's; else 0
+  int64_t slots;         // partial results of each channel: one for each tile of it
+  int64_t rows_of_tile;  // pixels; the last tile of a sample may have fewer
+};
+Tiling tiling(const Problem& problem);
+int64_t rows_of_slot(const Problem& problem, const Tiling& tiling, int64_t slot);
+
+// Partial results of each order's sums, for every slot and channel, and terms that its affine pass needs of a channel.
+inline constexpr int kPartials[3] = {2, 2, 5};
+inline constexpr int kTerms[3] = {0, 2, 5};
+
+// `partial` is [kPartials, slots, C], `terms` is [kTerms, C], both in the accumulation type. For each order: sums over
+// tiles, a middle step over channels, an affine pass over tiles. Order 0 needs the first two for batch statistics only.
+struct Passes {
+  void (*statistics)(const Forward&, void* partial, int64_t tile_begin, int64_t tile_end);
+  void (*merge_statistics)(const Forward&, const void* partial, int64_t c_begin, int64_t c_end);
+  void (*forward)(const Forward&, int64_t tile_begin, int64_t tile_end);
+
+  void (*backward_sums)(const Backward&, void* partial, int64_t tile_begin, int64_t tile_end);
+  void (*backward_terms)(const Backward&, const void* partial, void* terms, int64_t c_begin, int64_t c_end);
+  void (*backward)(const Backward&, const void* terms, int64_t tile_begin, int64_t tile_end);
+
+  void (*backward_backward_sums)(const BackwardBackward&, void* partial, int64_t tile_begin, int64_t tile_end);
+  void (*backward_backward_terms)(const BackwardBackward&, const void* partial, void* terms, int64_t c_begin,
+                                  int64_t c_end);
+  void (*backward_backward)(const BackwardBackward&, const void* terms, int64_t tile_begin, int64_t tile_end);
+};
+
+// The passes for this element type and activation, built for the instruction set that gankernels::cpu::isa() names.
+const Passes& passes(DType dtype, Activation activation);
+
+// One table for each instruction set, [dtype][activation]; conditional_batch_norm.cpp makes them.
+using Table = Passes[4][3];
+namespace baseline {
+extern const Table table;
+}
+namespace avx2 {
+extern const Table table;
+}
+namespace avx512 {
+extern const Table table;
+}
+
+}  // namespace gankernels::conditional_batch_norm::cpu

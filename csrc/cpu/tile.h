@@ -1,0 +1,73 @@
+// How the CPU kernels walk over pictures. A tile is a run of pixels of one sample, small enough for the second-level
+// cache: some rows of [L, C] in channels_last, one plane of L rows with one channel in contiguous. One kernel serves
+// both: it sees `rows` of `channels` numbers, one behind the other.
+#pragma once
+
+#include "vec.h"
+
+namespace gankernels::cpu::GK_ISA {
+
+struct Tile {
+  int64_t offset;         // of its first number
+  int64_t sample;         // n
+  int64_t first_channel;  // c
+  int64_t channels, rows;
+  int64_t slot;  // where its partial results go, of slots() for each channel
+};
+
+// Rows that the columns of a sweep take together, so that per-column values are loaded once for all of them.
+inline constexpr int64_t kRows = 4;
+
+// The columns over which a tile is swept. A tile with few channels is cut into wider rows, each some pixels long, so
+// that every width is whole vectors, or so large that its odd end does not matter.
+struct Columns {
+  int64_t width;      // numbers in a row of the sweep: a multiple of `channels`
+  int64_t rows;       // whole rows
+  int64_t remainder;  // numbers in the row that the tile's end cuts off
+
+  template <class A>
+  static GK_INLINE Columns of(const Tile& tile) {
+    const int64_t total = tile.channels * tile.rows;
+    int64_t width = tile.channels;
+    // The least common multiple of channels and lanes, where that is not too wide.
+    while (width % kLanes<A> != 0 && width < 32 * kLanes<A> && width * 2 * kRows <= total) width += tile.channels;
+    if (width % kLanes<A> != 0 && tile.channels > kLanes<A>) width = tile.channels;
+    // A few vectors side by side keep the adders busy.
+    while (width < 4 * kLanes<A> && width * 2 * kRows <= total) width *= 2;
+    return {width, total / width, total % width};
+  }
+};
+
+// Calls body<V, R>(offset, column) for every R rows by one V of the tile: V is a vector, or a number at odd ends.
+template <class A, class Body>
+GK_INLINE void sweep(const Columns& columns, Body&& body) {
+  const int64_t width = columns.width;
+  const int64_t vectors = width / kLanes<A> * kLanes<A>;
+  int64_t row = 0;
+  for (; row + kRows <= columns.rows; row += kRows) {
+    for (int64_t j = 0; j < vectors; j += kLanes<A>) body.template operator()<Vector<A>, kRows>(row * width + j, j);
+    for (int64_t j = vectors; j < width; ++j) body.template operator()<A, kRows>(row * width + j, j);
+  }
+  for (; row < columns.rows; ++row) {
+    for (int64_t j = 0; j < vectors; j += kLanes<A>) body.template operator()<Vector<A>, 1>(row * width + j, j);
+    for (int64_t j = vectors; j < width; ++j) body.template operator()<A, 1>(row * width + j, j);
+  }
+  for (int64_t j = 0; j < columns.remainder; ++j) body.template operator()<A, 1>(row * width + j, j);
+}
+
+// Memory for per-column values, one array behind the other.
+template <class A>
+class Scratch {
+ public:
+  Scratch(int64_t arrays, int64_t width) : width_(width), data_(static_cast<A*>(std::malloc(arrays * width * sizeof(A)))) {}
+  ~Scratch() { std::free(data_); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  A* operator[](int64_t array) { return data_ + array * width_; }
+
+ private:
+  int64_t width_;
+  A* data_;
+};
+
+}  // namespace gankernels::cpu::GK_ISA

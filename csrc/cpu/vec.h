@@ -1,0 +1,161 @@
+// Vectors of the accumulation type, loaded from and stored to any element type. Built once per instruction set:
+// GK_ISA names the namespace, GK_VECTOR_BYTES the width. The compiler's vector extension does the arithmetic, so one
+// source serves every set; only the half-precision conversions are spelled out.
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <type_traits>
+
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
+#include "../common.h"
+
+#define GK_INLINE inline __attribute__((always_inline))
+#define GK_LAMBDA_INLINE __attribute__((always_inline))
+
+namespace gankernels::cpu::GK_ISA {
+
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
+
+template <class T>
+struct AccumulatorOf {
+  using type = float;
+};
+template <>
+struct AccumulatorOf<double> {
+  using type = double;
+};
+
+// As many accumulators as one register holds.
+template <class A>
+inline constexpr int64_t kLanes = GK_VECTOR_BYTES / sizeof(A);
+
+template <class A>
+struct VectorOf;
+template <>
+struct VectorOf<float> {
+  typedef float type __attribute__((vector_size(GK_VECTOR_BYTES)));
+};
+template <>
+struct VectorOf<double> {
+  typedef double type __attribute__((vector_size(GK_VECTOR_BYTES)));
+};
+template <class A>
+using Vector = typename VectorOf<A>::type;
+
+typedef uint32_t Bits __attribute__((vector_size(GK_VECTOR_BYTES)));
+typedef uint16_t HalfBits __attribute__((vector_size(GK_VECTOR_BYTES / 2)));
+
+template <class To, class From>
+GK_INLINE To bit_cast(const From& from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+// ---- bf16: the upper half of a float, rounded to nearest even ----
+
+template <class U>
+GK_INLINE U round_to_upper_half(U bits) {
+  const U nan = (bits & 0x7fffffffu) > 0x7f800000u ? (bits | 0x00400000u) : U{};
+  const U rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
+  return (nan != 0u ? nan : rounded) >> 16;
+}
+
+GK_INLINE float to_float(BFloat16 value) { return bit_cast<float>(uint32_t(value.bits) << 16); }
+GK_INLINE BFloat16 to_bfloat16(float value) { return {uint16_t(round_to_upper_half(bit_cast<uint32_t>(value)))}; }
+
+// ---- fp16 ----
+
+#if defined(__F16C__)
+GK_INLINE float to_float(Float16 value) { return _cvtsh_ss(value.bits); }
+GK_INLINE Float16 to_float16(float value) { return {uint16_t(_cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT))}; }
+#else
+GK_INLINE float to_float(Float16 value) {
+  const uint32_t sign = uint32_t(value.bits & 0x8000) << 16, rest = value.bits & 0x7fff;
+  // Exponents are re-biased by a multiplication, which also normalises subnormals; infinity and NaN keep their bits.
+  const float magnitude = rest >= 0x7c00 ? bit_cast<float>(0x7f800000u | (rest << 13))
+                                         : bit_cast<float>(rest << 13) * bit_cast<float>(0x77800000u /* 2^112 */);
+  return bit_cast<float>(bit_cast<uint32_t>(magnitude) | sign);
+}
+GK_INLINE Float16 to_float16(float value) {
+  const uint32_t bits = bit_cast<uint32_t>(value), sign = (bits >> 16) & 0x8000, rest = bits & 0x7fffffff;
+  if (rest > 0x7f800000u) return {uint16_t(sign | 0x7e00)};
+  if (rest >= 0x477ff000u) return {uint16_t(sign | 0x7c00)};  // 65520 and more round to infinity
+  if (rest < 0x38800000u) {  // subnormal: adding 0.5 leaves the rounded multiple of 2^-24 in the low bits
+    return {uint16_t(sign | (bit_cast<uint32_t>(bit_cast<float>(rest) + 0.5f) - 0x3f000000u))};
+  }
+  return {uint16_t(sign | ((rest - 0x38000000u + 0xfffu + ((rest >> 13) & 1)) >> 13))};
+}
+#endif
+
+// ---- load and store: V is a number, or a vector, of the accumulation type ----
+
+template <class V, class T>
+GK_INLINE V load(const T* p) {
+  V v;
+  if constexpr (sizeof(T) == 2) {
+    if constexpr (sizeof(V) == sizeof(float)) {
+      v = to_float(*p);
+    } else if constexpr (std::is_same_v<T, BFloat16>) {
+      HalfBits bits;
+      std::memcpy(&bits, p, sizeof bits);
+      v = V(__builtin_convertvector(bits, Bits) << 16);
+    } else {
+#if defined(__AVX512F__) && GK_VECTOR_BYTES == 64
+      v = V(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
+#elif defined(__F16C__) && GK_VECTOR_BYTES == 32
+      v = V(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#else
+      for (int64_t i = 0; i < kLanes<float>; ++i) v[i] = to_float(p[i]);
+#endif
+    }
+  } else {
+    std::memcpy(&v, p, sizeof v);
+  }
+  return v;
+}
+
+template <class V, class T>
+GK_INLINE void store(T* p, V v) {
+  if constexpr (sizeof(T) == 2) {
+    if constexpr (sizeof(V) == sizeof(float)) {
+      if constexpr (std::is_same_v<T, BFloat16>) {
+        *p = to_bfloat16(v);
+      } else {
+        *p = to_float16(v);
+      }
+    } else if constexpr (std::is_same_v<T, BFloat16>) {
+      const HalfBits bits = __builtin_convertvector(round_to_upper_half(Bits(v)), HalfBits);
+      std::memcpy(p, &bits, sizeof bits);
+    } else {
+#if defined(__AVX512F__) && GK_VECTOR_BYTES == 64
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(__m512(v), _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__F16C__) && GK_VECTOR_BYTES == 32
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(__m256(v), _MM_FROUND_TO_NEAREST_INT));
+#else
+      for (int64_t i = 0; i < kLanes<float>; ++i) p[i] = to_float16(v[i]);
+#endif
+    }
+  } else {
+    std::memcpy(p, &v, sizeof v);
+  }
+}
+
+// A number in every lane.
+template <class V, class A>
+GK_INLINE V splat(A a) {
+  return V{} + a;
+}
+
+}  // namespace gankernels::cpu::GK_ISA

@@ -1,0 +1,16 @@
+// The schema of every native op: the table of contents of the native side. What each computes stands in csrc/<op>.h;
+// fakes and autograd formulas are registered in gankernels/ops/<op>/op.py.
+#include <torch/library.h>
+
+TORCH_LIBRARY(gankernels, m) {
+  m.def(
+      "conditional_batch_norm_forward(Tensor x, Tensor gain, Tensor bias, Tensor? mean, Tensor? var, float eps, "
+      "str activation, float slope) -> (Tensor y, Tensor mean, Tensor var)");
+  m.def(
+      "conditional_batch_norm_backward(Tensor dy, Tensor x, Tensor gain, Tensor bias, Tensor mean, Tensor var, "
+      "bool batch_statistics, float eps, str activation, float slope) -> (Tensor dx, Tensor dgain, Tensor dbias)");
+  m.def(
+      "conditional_batch_norm_backward_backward(Tensor ddx, Tensor ddgain, Tensor ddbias, Tensor dy, Tensor x, "
+      "Tensor gain, Tensor bias, Tensor mean, Tensor var, bool batch_statistics, float eps, str activation, "
+      "float slope) -> (Tensor ddy, Tensor dx, Tensor dgain)");
+}
