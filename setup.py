@@ -112,7 +112,9 @@ class BuildNative(build_ext):
         run(*configure)
         run(find_tool("cmake"), "--build", build, "--target", "_C")
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(build / target.name, target)
+        # Renamed into place: a process that has the old one mapped keeps it.
+        shutil.copy2(build / target.name, target.with_suffix(".new"))
+        os.replace(target.with_suffix(".new"), target)
 
     def get_source_files(self) -> list[str]:
         return ["CMakeLists.txt", *(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*") if path.is_file())]

@@ -73,7 +73,7 @@ def unavailable(op: str, impl: str, device: str) -> str | None:
         raise InputError(f"op: got {op!r}, expected one of {', '.join(_registry)}")
     if impl not in _registry[op]:
         return f"{op} has no {impl} implementation"
-    return _machine_lacks(impl, device) or _registry[op][impl](device)
+    return machine_lacks(impl, device) or _registry[op][impl](device)
 
 
 def choose(op: str, device: str, impl: str | None = None) -> Choice:
@@ -142,7 +142,7 @@ def _check_name(impl: str, source: str) -> str:
     return impl
 
 
-def _machine_lacks(impl: str, device: str) -> str | None:
+def machine_lacks(impl: str, device: str) -> str | None:
     """What every op's ``impl`` needs and this machine or this tensor does not have."""
     if impl == "cpu":
         return f"runs on cpu tensors, not {device}" if device != "cpu" else _native.why_no_cpu

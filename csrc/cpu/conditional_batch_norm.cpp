@@ -30,9 +30,10 @@ int64_t widest(const Problem& p) {
   return channels + 64 * kLanes<float>;
 }
 
+// Rounded once: it multiplies everything.
 template <class A>
-GK_INLINE A rstd_of(const void* var, int64_t c, A eps) {
-  return 1 / std::sqrt(static_cast<const A*>(var)[c] + eps);
+GK_INLINE A rstd_of(const void* var, int64_t c, double eps) {
+  return A(1 / std::sqrt(static_cast<const A*>(var)[c] + eps));
 }
 
 // Fills dst[column] with value(channel).
@@ -66,7 +67,7 @@ struct Affine {
 
   template <class Args>
   GK_INLINE void fill(const Args& args, const Tile& tile, const Columns& columns) const {
-    const A eps = A(args.problem.eps);
+    const double eps = args.problem.eps;
     const int64_t row = tile.sample * args.problem.c;
     const A *gains = static_cast<const A*>(args.gain) + row, *biases = static_cast<const A*>(args.bias) + row;
     expand(tile, columns, mean, [&](int64_t c) { return static_cast<const A*>(args.mean)[c]; });
@@ -82,7 +83,7 @@ void statistics(const Forward& args, void* partial, int64_t begin, int64_t end) 
   using A = AccumulatorT<T>;
   const Problem& p = args.problem;
   const Tiling t = tiling(p);
-  A *means = static_cast<A*>(partial), *m2s = means + t.slots * p.c;
+  double *means = static_cast<double*>(partial), *m2s = means + t.slots * p.c;
   Scratch<A> scratch(3, widest(p));
   A *shift = scratch[0], *sum = scratch[1], *square = scratch[2];
 
@@ -98,32 +99,32 @@ void statistics(const Forward& args, void* partial, int64_t begin, int64_t end) 
     if (lead.rows > kRows) lead.rows = kRows;
     if (lead.rows > 0) lead.remainder = 0;
     sweep<A>(lead, [&]<class V, int64_t R>(int64_t offset, int64_t j) GK_LAMBDA_INLINE {
-      V s = load<V>(shift + j);
+      V s{};
       for (int64_t r = 0; r < R; ++r) s += load<V>(x + offset + r * columns.width);
-      store(shift + j, s);
+      add(shift + j, s);
     });
     const A share = lead.rows > 0 ? A(1) / A(lead.rows) : A(1);
     for (int64_t j = 0; j < columns.width; ++j) shift[j] *= share, sum[j] = 0, square[j] = 0;
 
     sweep<A>(columns, [&]<class V, int64_t R>(int64_t offset, int64_t j) GK_LAMBDA_INLINE {
       const V origin = load<V>(shift + j);
-      V s = load<V>(sum + j), q = load<V>(square + j);
+      V s{}, q{};
       for (int64_t r = 0; r < R; ++r) {
         const V d = load<V>(x + offset + r * columns.width) - origin;
         s += d;
         q += d * d;
       }
-      store(sum + j, s);
-      store(square + j, q);
+      add(sum + j, s);
+      add(square + j, q);
     });
 
     const auto moments = [&](int64_t j) GK_LAMBDA_INLINE {
-      const A count = A(columns.rows + (j < columns.remainder)), d = count > 0 ? sum[j] / count : A(0);
-      return Moments<A>{count, shift[j] + d, square[j] - sum[j] * d};
+      const double count = double(columns.rows + (j < columns.remainder)), d = count > 0 ? sum[j] / count : 0;
+      return Moments<double>{count, shift[j] + d, square[j] - sum[j] * d};
     };
-    A *mean = means + tile.slot * p.c + tile.first_channel, *m2 = m2s + tile.slot * p.c + tile.first_channel;
+    double *mean = means + tile.slot * p.c + tile.first_channel, *m2 = m2s + tile.slot * p.c + tile.first_channel;
     for (int64_t k = 0; k < tile.channels; ++k) {
-      Moments<A> m = moments(k);
+      Moments<double> m = moments(k);
       for (int64_t j = k + tile.channels; j < columns.width; j += tile.channels) m = merge(m, moments(j));
       mean[k] = m.mean;
       m2[k] = m.m2;
@@ -136,7 +137,7 @@ void merge_statistics(const Forward& args, const void* partial, int64_t c_begin,
   using A = AccumulatorT<T>;
   const Problem& p = args.problem;
   const Tiling t = tiling(p);
-  const A *means = static_cast<const A*>(partial), *m2s = means + t.slots * p.c;
+  const double *means = static_cast<const double*>(partial), *m2s = means + t.slots * p.c;
   for (int64_t c0 = c_begin; c0 < c_end; c0 += kBlock) {
     const int64_t width = c_end - c0 < kBlock ? c_end - c0 : kBlock;
     double count = 0, mean[kBlock] = {}, m2[kBlock] = {};
@@ -204,7 +205,7 @@ void backward_sums(const Backward& args, void* partial, int64_t begin, int64_t e
     clear(s1, columns.width);
     sweep<A>(columns, [&]<class V, int64_t R>(int64_t offset, int64_t j) GK_LAMBDA_INLINE {
       const V mean = load<V>(affine.mean + j), scale = load<V>(affine.scale + j), bias = load<V>(affine.bias + j);
-      V sum0 = load<V>(s0 + j), sum1 = load<V>(s1 + j);
+      V sum0{}, sum1{};
       for (int64_t r = 0; r < R; ++r) {
         const int64_t e = offset + r * columns.width;
         const V xm = load<V>(x + e) - mean, z = xm * scale + bias;
@@ -212,8 +213,8 @@ void backward_sums(const Backward& args, void* partial, int64_t begin, int64_t e
         sum0 += dz;
         sum1 += dz * xm;
       }
-      store(s0 + j, sum0);
-      store(s1 + j, sum1);
+      add(s0 + j, sum0);
+      add(s1 + j, sum1);
     });
     const int64_t stride = t.slots * p.c;
     fold(p, tile, columns, s0, static_cast<A*>(partial));
@@ -250,7 +251,7 @@ void backward_terms(const Backward& args, const void* partial, void* terms, int6
     const int64_t width = c_end - c0 < kBlock ? c_end - c0 : kBlock;
     A rstd[kBlock];
     double g[kBlock] = {}, gx[kBlock] = {};
-    for (int64_t k = 0; k < width; ++k) rstd[k] = rstd_of<A>(args.var, c0 + k, A(p.eps));
+    for (int64_t k = 0; k < width; ++k) rstd[k] = rstd_of<A>(args.var, c0 + k, p.eps);
     for_each_sample<2>(p, t, sums, c0, width, [&](int64_t nc, int64_t k, const A* s) GK_LAMBDA_INLINE {
       dbias[nc] = s[0];
       dgain[nc] = rstd[k] * s[1];
@@ -332,11 +333,11 @@ void backward_backward_sums(const BackwardBackward& args, void* partial, int64_t
         t1 += a * xm;
         u += dz * a;
       }
-      store(sums[0] + j, load<V>(sums[0] + j) + s0);
-      store(sums[1] + j, load<V>(sums[1] + j) + s1);
-      store(sums[2] + j, load<V>(sums[2] + j) + t0);
-      store(sums[3] + j, load<V>(sums[3] + j) + t1);
-      store(sums[4] + j, load<V>(sums[4] + j) + u);
+      add(sums[0] + j, s0);
+      add(sums[1] + j, s1);
+      add(sums[2] + j, t0);
+      add(sums[3] + j, t1);
+      add(sums[4] + j, u);
     });
     for (int q = 0; q < 5; ++q) fold(p, tile, columns, sums[q], static_cast<A*>(partial) + q * t.slots * p.c);
   }
@@ -358,7 +359,7 @@ void backward_backward_terms(const BackwardBackward& args, const void* partial, 
     A rstd[kBlock];
     double g[kBlock] = {}, gx[kBlock] = {}, a[kBlock] = {}, ax[kBlock] = {}, ag[kBlock] = {}, q[kBlock] = {},
            qx[kBlock] = {};
-    for (int64_t k = 0; k < width; ++k) rstd[k] = rstd_of<A>(args.var, c0 + k, A(p.eps));
+    for (int64_t k = 0; k < width; ++k) rstd[k] = rstd_of<A>(args.var, c0 + k, p.eps);
     for_each_sample<5>(p, t, sums, c0, width, [&](int64_t nc, int64_t k, const A* s) GK_LAMBDA_INLINE {
       g[k] += double(gain[nc]) * s[0];
       gx[k] += double(gain[nc]) * s[1];
@@ -407,7 +408,7 @@ void backward_backward(const BackwardBackward& args, const void* terms, int64_t 
     const A *gain = static_cast<const A*>(args.gain) + row, *ddgain = static_cast<const A*>(args.ddgain) + row,
             *ddbias = static_cast<const A*>(args.ddbias) + row;
     const auto sample = [&](int64_t c) GK_LAMBDA_INLINE {
-      const A rstd = rstd_of<A>(args.var, c, A(p.eps));
+      const A rstd = rstd_of<A>(args.var, c, p.eps);
       ChannelMeans<A> means;
       means.a = of[3 * p.c + c];
       means.ax = of[4 * p.c + c];

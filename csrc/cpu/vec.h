@@ -152,6 +152,11 @@ GK_INLINE void store(T* p, V v) {
   }
 }
 
+template <class V, class A>
+GK_INLINE void add(A* p, V v) {
+  store(p, load<V>(p) + v);
+}
+
 // A number in every lane.
 template <class V, class A>
 GK_INLINE V splat(A a) {

@@ -57,7 +57,8 @@ void run(const Problem& p, bool with_sums, Sums&& sums, Terms&& terms, Apply&& a
 }
 
 Tensor partials(const Problem& p, const Tensor& gain, int order) {
-  return at::empty({cpu::kPartials[order], cpu::tiling(p).slots, p.c}, gain.options());
+  const auto dtype = order == 0 ? at::kDouble : gain.scalar_type();
+  return at::empty({cpu::kPartials[order], cpu::tiling(p).slots, p.c}, gain.options().dtype(dtype));
 }
 
 void launch_cpu(const Forward& args, const Tensor& gain) {
@@ -165,6 +166,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& dy_, const Tensor& x_,
                bias = small("bias", bias_, x, {p.n, p.c}), mean = small("mean", mean_, x, {p.c}),
                var = small("var", var_, x, {p.c});
   Tensor dx = at::empty_like(x), dgain = at::empty_like(gain), dbias = at::empty_like(bias);
+  if (x.numel() == 0) return {dx, dgain.zero_().to(gain_.scalar_type()), dbias.zero_().to(bias_.scalar_type())};
   launch(Backward{p, dy.const_data_ptr(), x.const_data_ptr(), gain.const_data_ptr(), bias.const_data_ptr(),
                   mean.const_data_ptr(), var.const_data_ptr(), dx.mutable_data_ptr(), dgain.mutable_data_ptr(),
                   dbias.mutable_data_ptr()},
@@ -183,6 +185,7 @@ std::tuple<Tensor, Tensor, Tensor> backward_backward(const Tensor& ddx_, const T
                ddgain = small("ddgain", ddgain_, x, {p.n, p.c}), ddbias = small("ddbias", ddbias_, x, {p.n, p.c}),
                mean = small("mean", mean_, x, {p.c}), var = small("var", var_, x, {p.c});
   Tensor ddy = at::empty_like(x), dx = at::empty_like(x), dgain = at::empty_like(gain);
+  if (x.numel() == 0) return {ddy, dx, dgain.zero_().to(gain_.scalar_type())};
   launch(BackwardBackward{p, ddx.const_data_ptr(), ddgain.const_data_ptr(), ddbias.const_data_ptr(),
                           dy.const_data_ptr(), x.const_data_ptr(), gain.const_data_ptr(), bias.const_data_ptr(),
                           mean.const_data_ptr(), var.const_data_ptr(), ddy.mutable_data_ptr(), dx.mutable_data_ptr(),

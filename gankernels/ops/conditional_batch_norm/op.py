@@ -195,9 +195,9 @@ def _register_family(namespace: str) -> None:
     formulas = {
         "conditional_batch_norm_forward": (_forward_fake, _save_forward, forward_vjp),
         "conditional_batch_norm_backward": (_backward_fake, _save_backward, backward_vjp),
-        "conditional_batch_norm_backward_backward": (_backward_backward_fake, lambda *_: None, refuse),
+        "conditional_batch_norm_backward_backward": (_backward_backward_fake, None, refuse),
     }
-    for name, (fake, setup_context, vjp) in formulas.items():
+    for name, (fake, setup_context, vjp) in formulas.items():  # type: ignore[assignment]
         torch.library.register_fake(f"{namespace}::{name}", fake)
         torch.library.register_autograd(f"{namespace}::{name}", vjp, setup_context=setup_context)
 

@@ -1,0 +1,127 @@
+// Conditional batch normalisation, order 0, and the size of every order's workspace.
+#include "conditional_batch_norm.cuh"
+
+namespace gankernels::conditional_batch_norm::cuda {
+
+// Bytes: N*C*L elements in (x); out the moments [slices, C] of the tiles. Deviations are taken from a tile's own first
+// pixel: their mean square exceeds the variance of m pixels by at most a factor of m, however far from zero x lies.
+template <class Access>
+__global__ void __launch_bounds__(kThreads, kBlocksPerSM)
+    moments_kernel(Forward args, Tiling tiling, Moments<Accumulator<typename Access::Element>>* partials) {
+  using T = typename Access::Element;
+  using A = Accumulator<T>;
+  constexpr int kWidth = Access::kWidth, kLanes = Access::kLanes;
+  const T* x = static_cast<const T*>(args.x);
+  const Tile tile = Access::tile(tiling, blockIdx.x);
+  Moments<A> moments[kLanes] = {};
+  if (tile.count > 0) {
+    const auto first = load<kWidth>(x + tile.offset);
+    A shift[kLanes], sum[kLanes] = {}, squares[kLanes] = {};
+#pragma unroll
+    for (int k = 0; k < kLanes; ++k) shift[k] = static_cast<A>(first.at[k]);
+    stream<4>(
+        tile, [&](int64_t offset) { return load<kWidth>(x + offset); },
+        [&](int64_t, const Vector<T, kWidth>& xs) {
+#pragma unroll
+          for (int i = 0; i < kWidth; ++i) {
+            const int k = i % kLanes;
+            const A deviation = static_cast<A>(xs.at[i]) - shift[k];
+            sum[k] += deviation;
+            squares[k] += deviation * deviation;
+          }
+        });
+    const A count = static_cast<A>(tile.count * (kWidth / kLanes));
+#pragma unroll
+    for (int k = 0; k < kLanes; ++k) {
+      const A mean = sum[k] / count, m2 = squares[k] - sum[k] * mean;
+      moments[k] = {count, shift[k] + mean, m2 < 0 ? A(0) : m2};
+    }
+  }
+  Access::reduce(moments);
+  if (!tile.leader) return;
+#pragma unroll
+  for (int k = 0; k < kLanes; ++k) partials[tile.slice * tiling.c + tile.c + k] = moments[k];
+}
+
+// Merges the moments of a channel; NaN where there were no pixels. Bytes: moments [slices, C] in, mean and var [C] out.
+template <class A>
+__global__ void __launch_bounds__(kThreads, kBlocksPerSM)
+    statistics_kernel(Forward args, const Moments<A>* partials, int64_t slices) {
+  const int64_t c = static_cast<int64_t>(blockIdx.x) * kFinishX + threadIdx.x;
+  const bool exists = c < args.problem.c;
+  Moments<A> moments[1] = {};
+  if (exists) {
+    for (int64_t s = threadIdx.y; s < slices; s += blockDim.y) {
+      moments[0] = merge(moments[0], partials[s * args.problem.c + c]);
+    }
+  }
+  reduce_rows(moments);
+  if (threadIdx.y != 0 || !exists) return;
+  const A var = moments[0].m2 / moments[0].count;
+  static_cast<A*>(args.mean)[c] = moments[0].count == 0 ? var : moments[0].mean;
+  static_cast<A*>(args.var)[c] = var;
+}
+
+// Bytes: N*C*L elements in (x), as many out (y). From the end to the beginning, since the end of x is what the pass
+// before has left in the cache.
+template <class Access, Activation kAct>
+__global__ void __launch_bounds__(kThreads, kBlocksPerSM) normalize_kernel(Forward args, Tiling tiling) {
+  using T = typename Access::Element;
+  using A = Accumulator<T>;
+  constexpr int kWidth = Access::kWidth, kLanes = Access::kLanes;
+  const T* x = static_cast<const T*>(args.x);
+  T* y = static_cast<T*>(args.y);
+  const Tile tile = Access::tile(tiling, gridDim.x - 1 - blockIdx.x);
+  if (tile.count == 0) return;
+  const Normalization<A, kLanes> norm(args, tile);
+  const A slope = args.problem.slope;
+  stream<4>(
+      tile, [&](int64_t offset) { return load<kWidth>(x + offset); },
+      [&](int64_t offset, const Vector<T, kWidth>& xs) {
+        Vector<T, kWidth> ys;
+#pragma unroll
+        for (int i = 0; i < kWidth; ++i) {
+          const int k = i % kLanes;
+          ys.at[i] = static_cast<T>(activate<kAct>(norm.z(static_cast<A>(xs.at[i]) - norm.mean[k], k), slope));
+        }
+        store(y + offset, ys);
+      });
+}
+
+int forward(const Forward& args, void* workspace, void* stream) {
+  const Problem& p = args.problem;
+  if (!supported(p)) return cudaErrorInvalidValue;
+  return with_access(p.dtype, p.layout, p.c, p.l, {args.x, args.y}, [&](auto access) {
+    return with_activation(p.activation, [&](auto act) -> int {
+      using Access = decltype(access);
+      using A = Accumulator<typename Access::Element>;
+      Launches launches{stream};
+      if (p.batch_statistics) {
+        const Tiling tiling = tile_batch(p, Access::kWidth);
+        auto* partials = static_cast<Moments<A>*>(workspace);  // [slices, C]
+        launches(moments_kernel<Access>, tiling.blocks, tiling.threads(), args, tiling, partials);
+        launches(statistics_kernel<A>, ceil_div<int64_t>(p.c, kFinishX), finish_threads(), args, partials,
+                 tiling.slices());
+      }
+      const Tiling tiling = tile_pictures(p, Access::kWidth);
+      launches(normalize_kernel<Access, act()>, tiling.blocks, tiling.threads(), args, tiling);
+      return launches.error;
+    });
+  });
+}
+
+int64_t workspace_bytes(const Problem& p, int order) {
+  const int64_t accumulator = p.dtype == DType::kFloat64 ? sizeof(double) : sizeof(float);
+  int64_t most = 0;
+  // Which width runs depends on the alignment of the pointers, which is not known here.
+  for (int width = 1; width <= kVectorWidth<__half>; width *= 2) {
+    const int64_t partials = (order == 0 ? tile_batch(p, width) : tile_pictures(p, width)).slices() * p.c;
+    const int64_t planes = p.n * p.c;
+    if (order == 0) most = std::max(most, 3 * partials);
+    if (order == 1) most = std::max(most, 2 * (partials + planes) + 2 * p.c);
+    if (order == 2) most = std::max(most, 5 * (partials + planes) + 2 * planes + 3 * p.c);
+  }
+  return most * accumulator;
+}
+
+}  // namespace gankernels::conditional_batch_norm::cuda

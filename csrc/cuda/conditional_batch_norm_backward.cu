@@ -1,0 +1,130 @@
+// Conditional batch normalisation, order 1.
+#include "conditional_batch_norm.cuh"
+
+namespace gankernels::conditional_batch_norm::cuda {
+namespace {
+
+// Neighbouring elements of the two tensors that both passes read.
+template <class T, int kWidth>
+struct Pixels {
+  Vector<T, kWidth> dy, x;
+};
+
+template <class Access>
+__device__ __forceinline__ auto load_pixels(const Backward& args, int64_t offset) {
+  using T = typename Access::Element;
+  constexpr int kWidth = Access::kWidth;
+  return Pixels<T, kWidth>{load<kWidth>(static_cast<const T*>(args.dy) + offset),
+                           load<kWidth>(static_cast<const T*>(args.x) + offset)};
+}
+
+}  // namespace
+
+// Bytes: 2*N*C*L elements in (dy, x); out s0 and s1 of the tiles, [N, splits, C].
+template <class Access, Activation kAct>
+__global__ void __launch_bounds__(kThreads, kBlocksPerSM)
+    backward_sums_kernel(Backward args, Tiling tiling, Sums<Accumulator<typename Access::Element>, 2>* partials) {
+  using T = typename Access::Element;
+  using A = Accumulator<T>;
+  constexpr int kWidth = Access::kWidth, kLanes = Access::kLanes;
+  const Tile tile = Access::tile(tiling, blockIdx.x);
+  Sums<A, 2> sums[kLanes] = {};
+  if (tile.count > 0) {
+    const Normalization<A, kLanes> norm(args, tile);
+    const A slope = args.problem.slope;
+    stream<4>(
+        tile, [&](int64_t offset) { return load_pixels<Access>(args, offset); },
+        [&](int64_t, const Pixels<T, kWidth>& pixels) {
+#pragma unroll
+          for (int i = 0; i < kWidth; ++i) {
+            const int k = i % kLanes;
+            const A deviation = static_cast<A>(pixels.x.at[i]) - norm.mean[k];
+            const A dz = activate_backward<kAct>(norm.z(deviation, k), static_cast<A>(pixels.dy.at[i]), slope);
+            sums[k].at[0] += dz;
+            sums[k].at[1] += dz * deviation;
+          }
+        });
+  }
+  Access::reduce(sums);
+  if (!tile.leader) return;
+#pragma unroll
+  for (int k = 0; k < kLanes; ++k) partials[tile.slice * tiling.c + tile.c + k] = sums[k];
+}
+
+// Bytes: sums and gain [N, C] in; dgain, dbias [N, C] and terms [C] out.
+template <class A>
+__global__ void __launch_bounds__(kThreads, kBlocksPerSM)
+    backward_terms_kernel(Backward args, const Sums<A, 2>* sums, BackwardTerms<A>* terms) {
+  const Problem& p = args.problem;
+  const int64_t c = static_cast<int64_t>(blockIdx.x) * kFinishX + threadIdx.x;
+  Sums<A, 2> means[1] = {};
+  A rstd = 0;
+  if (c < p.c) {
+    rstd = reciprocal_deviation(static_cast<const A*>(args.var)[c], static_cast<A>(p.eps));
+    for (int64_t n = threadIdx.y; n < p.n; n += blockDim.y) {
+      const int64_t plane = n * p.c + c;
+      const A gain = static_cast<const A*>(args.gain)[plane], s0 = sums[plane].at[0], s1 = sums[plane].at[1];
+      static_cast<A*>(args.dbias)[plane] = s0;
+      static_cast<A*>(args.dgain)[plane] = rstd * s1;
+      means[0] = merge(means[0], {gain * s0, gain * s1});
+    }
+  }
+  reduce_rows(means);
+  if (threadIdx.y != 0 || c >= p.c) return;
+  const A share = p.batch_statistics ? 1 / static_cast<A>(p.n * p.l) : A(0);
+  terms[c] = backward_terms(rstd, share * means[0].at[0], share * means[0].at[1]);
+}
+
+// Bytes: 2*N*C*L elements in (dy, x), N*C*L out (dx). From the end, for what the sums have left in the cache.
+template <class Access, Activation kAct>
+__global__ void __launch_bounds__(kThreads, kBlocksPerSM)
+    backward_kernel(Backward args, Tiling tiling, const BackwardTerms<Accumulator<typename Access::Element>>* terms) {
+  using T = typename Access::Element;
+  using A = Accumulator<T>;
+  constexpr int kWidth = Access::kWidth, kLanes = Access::kLanes;
+  const Tile tile = Access::tile(tiling, gridDim.x - 1 - blockIdx.x);
+  if (tile.count == 0) return;
+  const Normalization<A, kLanes> norm(args, tile);
+  const A slope = args.problem.slope;
+  BackwardTerms<A> term[kLanes];
+#pragma unroll
+  for (int k = 0; k < kLanes; ++k) term[k] = terms[tile.c + k];
+  stream<4>(
+      tile, [&](int64_t offset) { return load_pixels<Access>(args, offset); },
+      [&](int64_t offset, const Pixels<T, kWidth>& pixels) {
+        Vector<T, kWidth> out;
+#pragma unroll
+        for (int i = 0; i < kWidth; ++i) {
+          const int k = i % kLanes;
+          const A deviation = static_cast<A>(pixels.x.at[i]) - norm.mean[k];
+          const A dz = activate_backward<kAct>(norm.z(deviation, k), static_cast<A>(pixels.dy.at[i]), slope);
+          out.at[i] = static_cast<T>(norm.scale[k] * dz + term[k].of_x * deviation + term[k].of_1);
+        }
+        store(static_cast<T*>(args.dx) + offset, out);
+      });
+}
+
+int backward(const Backward& args, void* workspace, void* stream) {
+  const Problem& p = args.problem;
+  if (!supported(p)) return cudaErrorInvalidValue;
+  if (p.n * p.c * p.l == 0) return clear_planes(p, {args.dgain, args.dbias}, stream);
+  return with_access(p.dtype, p.layout, p.c, p.l, {args.dy, args.x, args.dx}, [&](auto access) {
+    return with_activation(p.activation, [&](auto act) -> int {
+      using Access = decltype(access);
+      using A = Accumulator<typename Access::Element>;
+      const Tiling tiling = tile_pictures(p, Access::kWidth);
+      auto* sums = static_cast<Sums<A, 2>*>(workspace);                     // [N, C]
+      auto* terms = reinterpret_cast<BackwardTerms<A>*>(sums + p.n * p.c);  // [C]
+      auto* partials = reinterpret_cast<Sums<A, 2>*>(terms + p.c);          // [N, splits, C]
+      Launches launches{stream};
+      launches(backward_sums_kernel<Access, act()>, tiling.blocks, tiling.threads(), args, tiling,
+               tiling.splits > 1 ? partials : sums);
+      fold(launches, tiling, partials, sums);
+      launches(backward_terms_kernel<A>, ceil_div<int64_t>(p.c, kFinishX), finish_threads(), args, sums, terms);
+      launches(backward_kernel<Access, act()>, tiling.blocks, tiling.threads(), args, tiling, terms);
+      return launches.error;
+    });
+  });
+}
+
+}  // namespace gankernels::conditional_batch_norm::cuda

@@ -1,0 +1,163 @@
+// Conditional batch normalisation, order 2.
+#include "conditional_batch_norm.cuh"
+
+namespace gankernels::conditional_batch_norm::cuda {
+namespace {
+
+// Neighbouring elements of the three tensors that both passes read.
+template <class T, int kWidth>
+struct Pixels {
+  Vector<T, kWidth> ddx, dy, x;
+};
+
+template <class Access>
+__device__ __forceinline__ auto load_pixels(const BackwardBackward& args, int64_t offset) {
+  using T = typename Access::Element;
+  constexpr int kWidth = Access::kWidth;
+  return Pixels<T, kWidth>{load<kWidth>(static_cast<const T*>(args.ddx) + offset),
+                           load<kWidth>(static_cast<const T*>(args.dy) + offset),
+                           load<kWidth>(static_cast<const T*>(args.x) + offset)};
+}
+
+}  // namespace
+
+// Bytes: 3*N*C*L elements in (ddx, dy, x); out s0, s1, t0, t1 and u of the tiles, [N, splits, C].
+template <class Access, Activation kAct>
+__global__ void __launch_bounds__(kThreads, kBlocksPerSM)
+    backward_backward_sums_kernel(BackwardBackward args, Tiling tiling,
+                                  Sums<Accumulator<typename Access::Element>, 5>* partials) {
+  using T = typename Access::Element;
+  using A = Accumulator<T>;
+  constexpr int kWidth = Access::kWidth, kLanes = Access::kLanes;
+  const Tile tile = Access::tile(tiling, blockIdx.x);
+  Sums<A, 5> sums[kLanes] = {};
+  if (tile.count > 0) {
+    const Normalization<A, kLanes> norm(args, tile);
+    const A slope = args.problem.slope;
+    stream<4>(
+        tile, [&](int64_t offset) { return load_pixels<Access>(args, offset); },
+        [&](int64_t, const Pixels<T, kWidth>& pixels) {
+#pragma unroll
+          for (int i = 0; i < kWidth; ++i) {
+            const int k = i % kLanes;
+            const A deviation = static_cast<A>(pixels.x.at[i]) - norm.mean[k], ddx = static_cast<A>(pixels.ddx.at[i]);
+            const A dz = activate_backward<kAct>(norm.z(deviation, k), static_cast<A>(pixels.dy.at[i]), slope);
+            sums[k] = merge(sums[k], {dz, dz * deviation, ddx, ddx * deviation, dz * ddx});
+          }
+        });
+  }
+  Access::reduce(sums);
+  if (!tile.leader) return;
+#pragma unroll
+  for (int k = 0; k < kLanes; ++k) partials[tile.slice * tiling.c + tile.c + k] = sums[k];
+}
+
+// Bytes: sums twice, gain, ddgain, ddbias [N, C] in; dgain and sample terms [N, C], channel terms [C] out.
+template <class A>
+__global__ void __launch_bounds__(kThreads, kBlocksPerSM)
+    backward_backward_terms_kernel(BackwardBackward args, const Sums<A, 5>* sums, SampleTerms<A>* sample,
+                                   ChannelTerms<A>* channel) {
+  const Problem& p = args.problem;
+  const A *gains = static_cast<const A*>(args.gain), *ddgains = static_cast<const A*>(args.ddgain);
+  const int64_t c = static_cast<int64_t>(blockIdx.x) * kFinishX + threadIdx.x;
+  GK_SHARED(ChannelMeans<A>, means, kFinishX);
+  Sums<A, 7> total[1] = {};
+  A rstd = 0;
+  if (c < p.c) {
+    rstd = reciprocal_deviation(static_cast<const A*>(args.var)[c], static_cast<A>(p.eps));
+    for (int64_t n = threadIdx.y; n < p.n; n += blockDim.y) {
+      const int64_t plane = n * p.c + c;
+      const A gain = gains[plane], ddgain = ddgains[plane];
+      const Sums<A, 5> sum = sums[plane];
+      const A s0 = sum.at[0], s1 = rstd * sum.at[1], t0 = sum.at[2], t1 = rstd * sum.at[3], u = sum.at[4];
+      total[0] = merge(total[0], {gain * s0, gain * s1, t0, t1, gain * u, ddgain * s0, ddgain * s1});
+    }
+  }
+  reduce_rows(total);
+  if (threadIdx.y == 0) {
+    const A share = p.batch_statistics ? 1 / static_cast<A>(p.n * p.l) : A(0);
+    const A* m = total[0].at;
+    means[threadIdx.x] = {share * m[0], share * m[1], share * m[2], share * m[3],
+                          share * m[4], share * m[5], share * m[6]};
+    if (c < p.c) channel[c] = channel_terms(rstd, means[threadIdx.x]);
+  }
+  __syncthreads();
+  if (c >= p.c) return;
+  const ChannelMeans<A> m = means[threadIdx.x];
+  for (int64_t n = threadIdx.y; n < p.n; n += blockDim.y) {
+    const int64_t plane = n * p.c + c;
+    const Sums<A, 5> sum = sums[plane];
+    static_cast<A*>(args.dgain)[plane] = second_order_dgain(rstd, sum.at[0], sum.at[1], sum.at[4], m);
+    sample[plane] =
+        sample_terms(rstd, gains[plane] * rstd, ddgains[plane], static_cast<const A*>(args.ddbias)[plane], m);
+  }
+}
+
+// Bytes: 3*N*C*L elements in (ddx, dy, x), 2*N*C*L out (ddy, dx). From the end, for what the sums have left in the
+// cache.
+template <class Access, Activation kAct>
+__global__ void __launch_bounds__(kThreads, kBlocksPerSM)
+    backward_backward_kernel(BackwardBackward args, Tiling tiling,
+                             const SampleTerms<Accumulator<typename Access::Element>>* sample_terms,
+                             const ChannelTerms<Accumulator<typename Access::Element>>* channel_terms) {
+  using T = typename Access::Element;
+  using A = Accumulator<T>;
+  constexpr int kWidth = Access::kWidth, kLanes = Access::kLanes;
+  const Tile tile = Access::tile(tiling, gridDim.x - 1 - blockIdx.x);
+  if (tile.count == 0) return;
+  const Normalization<A, kLanes> norm(args, tile);
+  const A slope = args.problem.slope;
+  SampleTerms<A> sample[kLanes];
+  ChannelTerms<A> channel[kLanes];
+#pragma unroll
+  for (int k = 0; k < kLanes; ++k) {
+    sample[k] = sample_terms[tile.plane + k];
+    channel[k] = channel_terms[tile.c + k];
+  }
+  stream<4>(
+      tile, [&](int64_t offset) { return load_pixels<Access>(args, offset); },
+      [&](int64_t offset, const Pixels<T, kWidth>& pixels) {
+        Vector<T, kWidth> ddys, dxs;
+#pragma unroll
+        for (int i = 0; i < kWidth; ++i) {
+          const int k = i % kLanes;
+          const A deviation = static_cast<A>(pixels.x.at[i]) - norm.mean[k], ddx = static_cast<A>(pixels.ddx.at[i]);
+          const A z = norm.z(deviation, k);
+          const A dz = activate_backward<kAct>(z, static_cast<A>(pixels.dy.at[i]), slope);
+          const A ddz = norm.scale[k] * ddx + sample[k].of_dz * deviation + sample[k].of_mask;
+          ddys.at[i] = static_cast<T>(activate_backward<kAct>(z, ddz, slope));
+          dxs.at[i] = static_cast<T>(channel[k].of_ddx * ddx + sample[k].of_dz * dz + channel[k].of_x * deviation +
+                                     channel[k].of_1);
+        }
+        store(static_cast<T*>(args.ddy) + offset, ddys);
+        store(static_cast<T*>(args.dx) + offset, dxs);
+      });
+}
+
+int backward_backward(const BackwardBackward& args, void* workspace, void* stream) {
+  const Problem& p = args.problem;
+  if (!supported(p)) return cudaErrorInvalidValue;
+  if (p.n * p.c * p.l == 0) return clear_planes(p, {args.dgain}, stream);
+  return with_access<4>(p.dtype, p.layout, p.c, p.l, {args.ddx, args.dy, args.x, args.ddy, args.dx}, [&](auto access) {
+    return with_activation(p.activation, [&](auto act) -> int {
+      using Access = decltype(access);
+      using A = Accumulator<typename Access::Element>;
+      const Tiling tiling = tile_pictures(p, Access::kWidth);
+      auto* sums = static_cast<Sums<A, 5>*>(workspace);                                    // [N, C]
+      auto* sample_terms = reinterpret_cast<SampleTerms<A>*>(sums + p.n * p.c);            // [N, C]
+      auto* channel_terms = reinterpret_cast<ChannelTerms<A>*>(sample_terms + p.n * p.c);  // [C]
+      auto* partials = reinterpret_cast<Sums<A, 5>*>(channel_terms + p.c);                 // [N, splits, C]
+      Launches launches{stream};
+      launches(backward_backward_sums_kernel<Access, act()>, tiling.blocks, tiling.threads(), args, tiling,
+               tiling.splits > 1 ? partials : sums);
+      fold(launches, tiling, partials, sums);
+      launches(backward_backward_terms_kernel<A>, ceil_div<int64_t>(p.c, kFinishX), finish_threads(), args, sums,
+               sample_terms, channel_terms);
+      launches(backward_backward_kernel<Access, act()>, tiling.blocks, tiling.threads(), args, tiling, sample_terms,
+               channel_terms);
+      return launches.error;
+    });
+  });
+}
+
+}  // namespace gankernels::conditional_batch_norm::cuda

@@ -1,0 +1,262 @@
+"""Triton kernels of conditional batch normalisation. kernels.py launches them.
+
+Every order is a pass that sums over the pixels of each (n, c), a small step on [N, C], and a pass that is affine in
+the pixels. The formulas are those of csrc/conditional_batch_norm.h; docs/ops/conditional_batch_norm.md derives them.
+
+A program of a pixel pass owns one sample, BLOCK_C channels and a run of ``tiles`` tiles of BLOCK_L pixels, its chunk.
+It keeps one accumulator a lane and reduces across lanes once, at its end. Partial sums go to a workspace
+[quantity, row, C] with row = n * chunks + chunk, and are added up in a fixed order.
+
+EPS and SLOPE are constexpr because Triton would pass a Python float as fp32, which fp64 tensors would notice.
+"""
+
+# mypy: allow-untyped-defs, allow-incomplete-defs
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _program(C, chunks, tiles, BLOCK_C: tl.constexpr, BLOCK_L: tl.constexpr):
+    """This program's row of partial sums, its sample, its channels and its first pixel."""
+    pid = tl.program_id(0)
+    c_blocks = tl.cdiv(C, BLOCK_C)
+    row = (pid // c_blocks).to(tl.int64)
+    offs_c = pid % c_blocks * BLOCK_C + tl.arange(0, BLOCK_C)
+    return row, row // chunks, offs_c, pid // c_blocks % chunks * (tiles * BLOCK_L)
+
+
+@triton.jit
+def _pixels(n, offs_c, start, C, L, CHANNELS_LAST: tl.constexpr, BLOCK_L: tl.constexpr):
+    """Offsets [BLOCK_C, BLOCK_L] of a tile, 64-bit, and its mask."""
+    offs_l = start + tl.arange(0, BLOCK_L)
+    mask = (offs_c < C)[:, None] & (offs_l < L)[None, :]
+    if CHANNELS_LAST:
+        offs = (n * L + offs_l)[None, :] * C + offs_c[:, None]
+    else:
+        offs = (n * C + offs_c)[:, None] * L + offs_l[None, :]
+    return offs, mask
+
+
+@triton.jit
+def _affine(gain_ptr, bias_ptr, mean_ptr, var_ptr, n, offs_c, C, EPS: tl.constexpr):
+    """mean, rstd, scale and bias of a program's channels, each [BLOCK_C, 1] in the accumulation type."""
+    ACC: tl.constexpr = mean_ptr.dtype.element_ty
+    mask = offs_c < C
+    mean = tl.load(mean_ptr + offs_c, mask=mask, other=0.0)
+    rstd = tl.rsqrt(tl.load(var_ptr + offs_c, mask=mask, other=1.0) + EPS)
+    scale = tl.load(gain_ptr + n * C + offs_c, mask=mask, other=0.0).to(ACC) * rstd
+    bias = tl.load(bias_ptr + n * C + offs_c, mask=mask, other=0.0).to(ACC)
+    return mean[:, None], rstd[:, None], scale[:, None], bias[:, None]
+
+
+@triton.jit
+def _z(x_centered, scale, bias):
+    # An explicit fma: the same rounding, and so the same sign, in every kernel, whatever the compiler may contract.
+    return tl.fma(x_centered, tl.broadcast_to(scale, x_centered.shape), tl.broadcast_to(bias, x_centered.shape))
+
+
+@triton.jit
+def _activate(z, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr):
+    if ACTIVATION == "relu":
+        z = tl.where(z <= 0, 0.0, z)
+    elif ACTIVATION == "lrelu":
+        z = tl.where(z > 0, z, z * SLOPE)
+    return z
+
+
+@triton.jit
+def _activate_backward(z, g, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr):
+    if ACTIVATION == "relu":
+        g = tl.where(z <= 0, 0.0, g)
+    elif ACTIVATION == "lrelu":
+        g = tl.where(z > 0, g, g * SLOPE)
+    return g
+
+
+@triton.jit
+def _store_sum(sums_ptr, quantity, row, rows, lanes, offs_c, C):
+    tl.store(sums_ptr + (quantity * rows + row) * C + offs_c, tl.sum(lanes, 1), mask=offs_c < C)
+
+
+@triton.jit
+def _load_sum(sums_ptr, quantity, offs_n, offs_c, N, C, chunks, BLOCK_K: tl.constexpr):
+    """A quantity's sums over the pixels of each (c, n): [BLOCK_C, BLOCK_N], with zeros past N and C."""
+    mask = (offs_c < C)[:, None] & (offs_n < N)[None, :]
+    ACC: tl.constexpr = sums_ptr.dtype.element_ty
+    # Reduced after the loop: triton 3.6 fails to compile a reduction in a loop whose result has several uses.
+    lanes = tl.zeros([offs_c.shape[0], offs_n.shape[0], BLOCK_K], ACC)
+    for k in range(0, chunks, BLOCK_K):
+        offs_k = k + tl.arange(0, BLOCK_K)
+        rows = (quantity * N + offs_n).to(tl.int64)[:, None] * chunks + offs_k[None, :]
+        lanes += tl.load(
+            sums_ptr + rows[None, :, :] * C + offs_c[:, None, None],
+            mask=mask[:, :, None] & (offs_k < chunks)[None, None, :],
+            other=0.0,
+        )
+    return tl.sum(lanes, 2)
+
+
+@triton.jit
+def _union(count, mean, m2):
+    """Count, mean and M2 of the union of the sets along axis 1; count [1, K], mean and m2 [BLOCK_C, K] -> [*, 1]."""
+    total = tl.sum(count, 1)[:, None]
+    union_mean = tl.sum(count * mean, 1)[:, None] / total
+    # Once more about the first result, whose rounding error is not small beside the deviations where |mean| >> std.
+    union_mean += tl.sum(count * (mean - union_mean), 1)[:, None] / total
+    deviation = mean - union_mean
+    return total, union_mean, tl.sum(m2 + count * deviation * deviation, 1)[:, None]
+
+
+@triton.jit
+def _first(x_ptr, offs_c, C, L, CHANNELS_LAST: tl.constexpr):
+    """The first value of each channel [BLOCK_C, 1]. Statistics are taken of x less this: where |mean| >> std, what
+    remains has the size of std, and so have its rounding errors."""
+    stride = 1 if CHANNELS_LAST else L
+    return tl.load(x_ptr + offs_c.to(tl.int64) * stride, mask=offs_c < C, other=0.0)[:, None]
+
+
+@triton.jit
+def _conditional_batch_norm_statistics_kernel(
+    x_ptr, sums_ptr, C, L, rows, chunks, tiles,
+    CHANNELS_LAST: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_L: tl.constexpr,
+):  # fmt: skip
+    """The mean, less the channel's first value, and the sum of squared deviations of each row: [2, rows, C]."""
+    ACC: tl.constexpr = sums_ptr.dtype.element_ty
+    row, n, offs_c, start = _program(C, chunks, tiles, BLOCK_C, BLOCK_L)
+    first = _first(x_ptr, offs_c, C, L, CHANNELS_LAST).to(ACC)
+    count = tl.zeros([1, BLOCK_L], ACC)
+    mean = tl.zeros([BLOCK_C, BLOCK_L], ACC)
+    m2 = tl.zeros([BLOCK_C, BLOCK_L], ACC)
+    for i in range(tiles):
+        offs, mask = _pixels(n, offs_c, start + i * BLOCK_L, C, L, CHANNELS_LAST, BLOCK_L)
+        x = tl.load(x_ptr + offs, mask=mask, other=0.0).to(ACC) - first
+        # Welford 1962, in every lane by itself.
+        count += (start + i * BLOCK_L + tl.arange(0, BLOCK_L) < L).to(ACC)[None, :]
+        delta = tl.where(mask, x - mean, 0.0)
+        mean += delta * (1.0 / tl.maximum(count, 1.0))
+        m2 += tl.where(mask, delta * (x - mean), 0.0)
+    count, mean, m2 = _union(count, mean, m2)
+    _store_sum(sums_ptr, 0, row, rows, mean, offs_c, C)
+    _store_sum(sums_ptr, 1, row, rows, m2, offs_c, C)
+
+
+@triton.jit
+def _conditional_batch_norm_finish_statistics_kernel(
+    x_ptr, sums_ptr, mean_ptr, var_ptr, C, L, rows, chunks, chunk_pixels,
+    CHANNELS_LAST: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+):  # fmt: skip
+    """mean [C] and biased var [C] of all rows: Chan, Golub and LeVeque 1979, equation 2.1."""
+    ACC: tl.constexpr = sums_ptr.dtype.element_ty
+    offs_c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    count = tl.zeros([1, BLOCK_ROWS], ACC)
+    mean = tl.zeros([BLOCK_C, BLOCK_ROWS], ACC)
+    m2 = tl.zeros([BLOCK_C, BLOCK_ROWS], ACC)
+    for i in range(0, rows, BLOCK_ROWS):
+        offs_row = i + tl.arange(0, BLOCK_ROWS)
+        mask = (offs_c < C)[:, None] & (offs_row < rows)[None, :]
+        offs = offs_row.to(tl.int64)[None, :] * C + offs_c[:, None]
+        offs_m2 = (offs_row + rows).to(tl.int64)[None, :] * C + offs_c[:, None]
+        size = tl.minimum(L - offs_row % chunks * chunk_pixels, chunk_pixels)
+        size = tl.where(offs_row < rows, size, 0).to(ACC)[None, :]
+        delta = tl.load(sums_ptr + offs, mask=mask, other=0.0) - mean
+        share = size / tl.maximum(count + size, 1.0)
+        mean += delta * share
+        m2 += tl.load(sums_ptr + offs_m2, mask=mask, other=0.0) + delta * delta * count * share
+        count += size
+    count, mean, m2 = _union(count, mean, m2)
+    mean += _first(x_ptr, offs_c, C, L, CHANNELS_LAST).to(ACC)
+    tl.store(mean_ptr + offs_c[:, None], mean, mask=(offs_c < C)[:, None])
+    tl.store(var_ptr + offs_c[:, None], m2 / count, mask=(offs_c < C)[:, None])
+
+
+@triton.jit
+def _conditional_batch_norm_forward_kernel(
+    x_ptr, gain_ptr, bias_ptr, mean_ptr, var_ptr, y_ptr, C, L, chunks, tiles,
+    EPS: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_L: tl.constexpr,
+):  # fmt: skip
+    """y = act((x - mean) * scale + bias)"""
+    ACC: tl.constexpr = mean_ptr.dtype.element_ty
+    _row, n, offs_c, start = _program(C, chunks, tiles, BLOCK_C, BLOCK_L)
+    mean, _rstd, scale, bias = _affine(gain_ptr, bias_ptr, mean_ptr, var_ptr, n, offs_c, C, EPS)
+    for i in range(tiles):
+        offs, mask = _pixels(n, offs_c, start + i * BLOCK_L, C, L, CHANNELS_LAST, BLOCK_L)
+        x = tl.load(x_ptr + offs, mask=mask, other=0.0).to(ACC)
+        y = _activate(_z(x - mean, scale, bias), ACTIVATION, SLOPE)
+        tl.store(y_ptr + offs, y.to(y_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _conditional_batch_norm_backward_sums_kernel(
+    dy_ptr, x_ptr, gain_ptr, bias_ptr, mean_ptr, var_ptr, sums_ptr, C, L, rows, chunks, tiles,
+    EPS: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_L: tl.constexpr,
+):  # fmt: skip
+    """s0 = sum dz and s1 = sum dz (x - mean), with dz = act'(z) dy, for each row of partial sums: [2, rows, C]."""
+    ACC: tl.constexpr = mean_ptr.dtype.element_ty
+    row, n, offs_c, start = _program(C, chunks, tiles, BLOCK_C, BLOCK_L)
+    mean, _rstd, scale, bias = _affine(gain_ptr, bias_ptr, mean_ptr, var_ptr, n, offs_c, C, EPS)
+    s0 = tl.zeros([BLOCK_C, BLOCK_L], ACC)
+    s1 = tl.zeros([BLOCK_C, BLOCK_L], ACC)
+    for i in range(tiles):
+        offs, mask = _pixels(n, offs_c, start + i * BLOCK_L, C, L, CHANNELS_LAST, BLOCK_L)
+        x_centered = tl.load(x_ptr + offs, mask=mask, other=0.0).to(ACC) - mean
+        dy = tl.load(dy_ptr + offs, mask=mask, other=0.0).to(ACC)
+        dz = _activate_backward(_z(x_centered, scale, bias), dy, ACTIVATION, SLOPE)
+        s0 += dz
+        s1 += dz * x_centered
+    _store_sum(sums_ptr, 0, row, rows, s0, offs_c, C)
+    _store_sum(sums_ptr, 1, row, rows, s1, offs_c, C)
+
+
+@triton.jit
+def _conditional_batch_norm_backward_terms_kernel(
+    sums_ptr, gain_ptr, var_ptr, dgain_ptr, dbias_ptr, terms_ptr, N, C, chunks, pixels,
+    EPS: tl.constexpr, BATCH_STATISTICS: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """dgain = rstd s1 and dbias = s0, [N, C]; of_x = -rstd^3 mean(gain s1) and of_1 = -rstd mean(gain s0), [2, C]."""
+    ACC: tl.constexpr = var_ptr.dtype.element_ty
+    offs_c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    rstd = tl.rsqrt(tl.load(var_ptr + offs_c, mask=offs_c < C, other=1.0) + EPS)
+    mean_g = tl.zeros([BLOCK_C], ACC)
+    mean_gx = tl.zeros([BLOCK_C], ACC)
+    for i in range(0, N, BLOCK_N):
+        offs_n = i + tl.arange(0, BLOCK_N)
+        mask = (offs_c < C)[:, None] & (offs_n < N)[None, :]
+        offs = offs_n.to(tl.int64)[None, :] * C + offs_c[:, None]
+        s0 = _load_sum(sums_ptr, 0, offs_n, offs_c, N, C, chunks, BLOCK_K)
+        s1 = _load_sum(sums_ptr, 1, offs_n, offs_c, N, C, chunks, BLOCK_K)
+        tl.store(dbias_ptr + offs, s0.to(dbias_ptr.dtype.element_ty), mask=mask)
+        tl.store(dgain_ptr + offs, (s1 * rstd[:, None]).to(dgain_ptr.dtype.element_ty), mask=mask)
+        if BATCH_STATISTICS:
+            gain = tl.load(gain_ptr + offs, mask=mask, other=0.0).to(ACC)
+            mean_g += tl.sum(gain * s0, 1)
+            mean_gx += tl.sum(gain * s1, 1)
+    if BATCH_STATISTICS:
+        tl.store(terms_ptr + offs_c, -rstd * rstd * rstd * (mean_gx / pixels), mask=offs_c < C)
+        tl.store(terms_ptr + C + offs_c, -rstd * (mean_g / pixels), mask=offs_c < C)
+
+
+@triton.jit
+def _conditional_batch_norm_backward_kernel(
+    dy_ptr, x_ptr, gain_ptr, bias_ptr, mean_ptr, var_ptr, terms_ptr, dx_ptr, C, L, chunks, tiles,
+    EPS: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, BATCH_STATISTICS: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_L: tl.constexpr,
+):  # fmt: skip
+    """dx = scale dz + of_x (x - mean) + of_1; where the statistics are constants, scale dz alone."""
+    ACC: tl.constexpr = mean_ptr.dtype.element_ty
+    _row, n, offs_c, start = _program(C, chunks, tiles, BLOCK_C, BLOCK_L)
+    mean, _rstd, scale, bias = _affine(gain_ptr, bias_ptr, mean_ptr, var_ptr, n, offs_c, C, EPS)
+    if BATCH_STATISTICS:
+        of_x = tl.load(terms_ptr + offs_c, mask=offs_c < C, other=0.0)[:, None]
+        of_1 = tl.load(terms_ptr + C + offs_c, mask=offs_c < C, other=0.0)[:, None]
+    for i in range(tiles):
+        offs, mask = _pixels(n, offs_c, start + i * BLOCK_L, C, L, CHANNELS_LAST, BLOCK_L)
+        x_centered = tl.load(x_ptr + offs, mask=mask, other=0.0).to(ACC) - mean
+        dy = tl.load(dy_ptr + offs, mask=mask, other=0.0).to(ACC)
+        dx = scale * _activate_backward(_z(x_centered, scale, bias), dy, ACTIVATION, SLOPE)
+        if BATCH_STATISTICS:
+            dx += of_x * x_centered + of_1
+        tl.store(dx_ptr + offs, dx.to(dx_ptr.dtype.element_ty), mask=mask)

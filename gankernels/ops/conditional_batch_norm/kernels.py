@@ -1,0 +1,261 @@
+"""Launchers of the Triton kernels in device*.py: plain tensors in and out, three launches an order.
+
+They run compiled on CUDA tensors, and on CPU tensors in Triton's interpreter (TRITON_INTERPRET=1, set before triton is
+imported). They are asynchronous, allocate by shape alone, and add in an order that depends on shapes alone: safe in a
+CUDA graph, and the same bits every time. Arguments are trusted; op.py checks them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from gankernels.ops import _layout
+from gankernels.ops.conditional_batch_norm import device, device_backward_backward
+
+# Bytes of one tensor's tile, by order of differentiation: two 16-byte loads a thread, or one in the second order, which
+# holds three tensors and five accumulators. More spills registers.
+_TILE_BYTES = (4096, 4096, 2048)
+# Without enable_fp_fusion Triton 3.9 warns that 3.10 will change its default. Nothing here needs it but speed.
+_OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
+# Channels of a channels_last tile: 64 fill whole 128-byte lines in 16 bits, 32 waste fewer lanes on the widths between.
+_CHANNELS = (64, 32)
+# Pixels are split until there are this many programs, about 8 for each multiprocessor of a large GPU. A constant, not
+# asked of the device, so that sums are added in the same order everywhere.
+_PROGRAMS = 1024
+# Tiles of the steps on [N, C]: 8 channels fill a 32-byte sector of the workspace, and 64 rows give a thread 4 of them.
+_SMALL = {"BLOCK_C": 8, "BLOCK_ROWS": 64}
+
+
+class _Plan(NamedTuple):
+    """How a problem is cut into programs, from its shape, dtype and layout alone."""
+
+    n: int
+    c: int
+    l: int  # noqa: E741  (the kernels' L: pixels of a picture, H * W)
+    chunks: int  # runs of pixels of a picture
+    tiles: int  # tiles of BLOCK_L pixels in a run
+    grid: tuple[int]  # of the pixel passes
+    tile: dict[str, Any]  # their constexprs
+    small_grid: tuple[int]  # of the steps on [N, C]
+    small_tile: dict[str, Any]
+
+    @property
+    def rows(self) -> int:
+        return self.n * self.chunks
+
+
+def _plan(n: int, c: int, pixels: int, dtype: torch.dtype, channels_last: bool, order: int) -> _Plan:
+    elements = _TILE_BYTES[order] // dtype.itemsize
+    if channels_last:
+        widest, narrow = _CHANNELS
+        block_c = min(triton.next_power_of_2(c), widest if c % widest == 0 else narrow, elements)
+        block_l = min(triton.next_power_of_2(pixels), elements // block_c)
+    else:
+        block_l = min(triton.next_power_of_2(pixels), elements)
+        block_c = min(triton.next_power_of_2(c), elements // block_l)
+    c_blocks, l_blocks = triton.cdiv(c, block_c), triton.cdiv(pixels, block_l)
+    tiles = triton.cdiv(l_blocks, min(l_blocks, triton.cdiv(_PROGRAMS, n * c_blocks)))
+    chunks = triton.cdiv(l_blocks, tiles)
+    block_k = min(triton.next_power_of_2(chunks), _SMALL["BLOCK_ROWS"])
+    return _Plan(
+        n, c, pixels, chunks, tiles,
+        (n * chunks * c_blocks,),
+        {"CHANNELS_LAST": channels_last, "BLOCK_C": block_c, "BLOCK_L": block_l} | _OPTIONS,
+        (triton.cdiv(c, _SMALL["BLOCK_C"]),),
+        {"BLOCK_C": _SMALL["BLOCK_C"], "BLOCK_N": _SMALL["BLOCK_ROWS"] // block_k, "BLOCK_K": block_k} | _OPTIONS,
+    )  # fmt: skip
+
+
+def conditional_batch_norm_forward(
+    x: Tensor,  # [N, C, H, W]
+    gain: Tensor,  # [N, C]
+    bias: Tensor,  # [N, C]
+    mean: Tensor | None,  # [C]
+    var: Tensor | None,  # [C]
+    eps: float,
+    activation: str,
+    slope: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``y = act((x - mean) * gain / sqrt(var + eps) + bias)``.
+
+    Without ``mean`` and ``var`` they are taken over N, H and W. Returns y in x's dtype and layout, and the mean and the
+    biased variance that were used, in fp32 (fp64 for fp64).
+    """
+    layout, acc = _layout.memory_format(x), _accumulator(x)
+    y = _layout.empty_like(x)
+    batch_statistics = mean is None or var is None
+    if mean is None or var is None:
+        mean, var = x.new_empty(x.shape[1], dtype=acc), x.new_empty(x.shape[1], dtype=acc)
+    else:
+        mean, var = mean.to(acc, copy=True), var.to(acc, copy=True)
+    if x.numel() == 0:
+        return (y, mean.fill_(torch.nan), var.fill_(torch.nan)) if batch_statistics else (y, mean, var)
+    x, gain, bias = x.contiguous(memory_format=layout), gain.contiguous(), bias.contiguous()
+    plan = _plan_of(x, layout, 0)
+    with _on_device_of(x):
+        if batch_statistics:
+            sums = x.new_empty((2, plan.rows, plan.c), dtype=acc)
+            device._conditional_batch_norm_statistics_kernel[plan.grid](
+                x, sums, plan.c, plan.l, plan.rows, plan.chunks, plan.tiles, **plan.tile
+            )
+            device._conditional_batch_norm_finish_statistics_kernel[plan.small_grid](
+                x, sums, mean, var, plan.c, plan.l, plan.rows, plan.chunks, plan.tiles * plan.tile["BLOCK_L"],
+                CHANNELS_LAST=plan.tile["CHANNELS_LAST"], **_SMALL, **_OPTIONS,
+            )  # fmt: skip
+        device._conditional_batch_norm_forward_kernel[plan.grid](
+            x, gain, bias, mean, var, y, plan.c, plan.l, plan.chunks, plan.tiles,
+            **_formula(eps, activation, slope), **plan.tile,
+        )  # fmt: skip
+    return y, mean, var
+
+
+def conditional_batch_norm_backward(
+    dy: Tensor,  # [N, C, H, W]
+    x: Tensor,  # [N, C, H, W]
+    gain: Tensor,  # [N, C]
+    bias: Tensor,  # [N, C]
+    mean: Tensor,  # [C]
+    var: Tensor,  # [C]
+    batch_statistics: bool,
+    eps: float,
+    activation: str,
+    slope: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients dx, dgain and dbias of the forward. ``mean`` and ``var`` are those that it returned.
+
+    With ``batch_statistics`` they are functions of x, otherwise constants. dx has x's dtype and layout, dgain and dbias
+    have the dtypes of gain and bias.
+    """
+    layout, gain, bias = _layout.memory_format(x), gain.contiguous(), bias.contiguous()
+    dx, dgain, dbias = _layout.empty_like(x), torch.empty_like(gain), torch.empty_like(bias)
+    if x.numel() == 0:
+        return dx, dgain.zero_(), dbias.zero_()
+    x, dy = (t.contiguous(memory_format=layout) for t in (x, dy))
+    plan, formula = _plan_of(x, layout, 1), _formula(eps, activation, slope)
+    sums = x.new_empty((2, plan.rows, plan.c), dtype=_accumulator(x))
+    terms = x.new_empty((2, plan.c), dtype=sums.dtype)
+    with _on_device_of(x):
+        device._conditional_batch_norm_backward_sums_kernel[plan.grid](
+            dy, x, gain, bias, mean, var, sums, plan.c, plan.l, plan.rows, plan.chunks, plan.tiles,
+            **formula, **plan.tile,
+        )  # fmt: skip
+        device._conditional_batch_norm_backward_terms_kernel[plan.small_grid](
+            sums, gain, var, dgain, dbias, terms, plan.n, plan.c, plan.chunks, plan.n * plan.l,
+            EPS=float(eps), BATCH_STATISTICS=batch_statistics, **plan.small_tile,
+        )  # fmt: skip
+        device._conditional_batch_norm_backward_kernel[plan.grid](
+            dy, x, gain, bias, mean, var, terms, dx, plan.c, plan.l, plan.chunks, plan.tiles,
+            **formula, BATCH_STATISTICS=batch_statistics, **plan.tile,
+        )  # fmt: skip
+    return dx, dgain, dbias
+
+
+def conditional_batch_norm_backward_backward(
+    ddx: Tensor,  # [N, C, H, W]
+    ddgain: Tensor,  # [N, C]
+    ddbias: Tensor,  # [N, C]
+    dy: Tensor,  # [N, C, H, W]
+    x: Tensor,  # [N, C, H, W]
+    gain: Tensor,  # [N, C]
+    bias: Tensor,  # [N, C]
+    mean: Tensor,  # [C]
+    var: Tensor,  # [C]
+    batch_statistics: bool,
+    eps: float,
+    activation: str,
+    slope: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The vector-Jacobian product of the backward: cotangents of dx, dgain and dbias in, those of dy, x and gain out.
+
+    ddy and dx have x's dtype and layout, dgain has gain's dtype. The cotangent of bias is zero almost everywhere.
+    """
+    layout = _layout.memory_format(x)
+    gain, bias, ddgain, ddbias = (t.contiguous() for t in (gain, bias, ddgain, ddbias))
+    ddy, dx, dgain = _layout.empty_like(x), _layout.empty_like(x), torch.empty_like(gain)
+    if x.numel() == 0:
+        return ddy, dx, dgain.zero_()
+    x, dy, ddx = (t.contiguous(memory_format=layout) for t in (x, dy, ddx))
+    plan, formula = _plan_of(x, layout, 2), _formula(eps, activation, slope)
+    sums = x.new_empty((5, plan.rows, plan.c), dtype=_accumulator(x))
+    terms = x.new_empty((5, plan.c), dtype=sums.dtype)
+    with _on_device_of(x):
+        device_backward_backward._conditional_batch_norm_backward_backward_sums_kernel[plan.grid](
+            ddx, dy, x, gain, bias, mean, var, sums, plan.c, plan.l, plan.rows, plan.chunks, plan.tiles,
+            **formula, **plan.tile,
+        )  # fmt: skip
+        device_backward_backward._conditional_batch_norm_backward_backward_terms_kernel[plan.small_grid](
+            sums, ddgain, gain, var, dgain, terms, plan.n, plan.c, plan.chunks, plan.n * plan.l,
+            EPS=float(eps), BATCH_STATISTICS=batch_statistics, **plan.small_tile,
+        )  # fmt: skip
+        device_backward_backward._conditional_batch_norm_backward_backward_kernel[plan.grid](
+            ddx, ddgain, ddbias, dy, x, gain, bias, mean, var, terms, ddy, dx,
+            plan.c, plan.l, plan.chunks, plan.tiles,
+            **formula, BATCH_STATISTICS=batch_statistics, **plan.tile,
+        )  # fmt: skip
+    return ddy, dx, dgain
+
+
+def _accumulator(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _plan_of(x: Tensor, layout: torch.memory_format, order: int) -> _Plan:
+    n, c, h, w = x.shape
+    return _plan(n, c, h * w, x.dtype, layout == torch.channels_last, order)
+
+
+def _formula(eps: float, activation: str, slope: float) -> dict[str, Any]:
+    # A slope that is not used must not make another specialisation.
+    return {"EPS": float(eps), "ACTIVATION": activation, "SLOPE": float(slope) if activation == "lrelu" else 0.0}
+
+
+def _on_device_of(x: Tensor) -> AbstractContextManager[Any]:
+    """Triton launches on the current device, which need not be x's."""
+    return torch.cuda.device_of(x) if x.is_cuda else nullcontext()
+
+
+class Specialisation(NamedTuple):
+    """One compilation of a kernel, for the ahead-of-time check: what the launchers above would ask for."""
+
+    kernel: Any
+    signature: dict[str, str]  # argument -> Triton type, "constexpr" included
+    constexprs: dict[str, Any]
+    options: dict[str, Any]  # of the compiler
+
+
+def specialisations() -> Iterator[Specialisation]:
+    """Every kernel in every dtype and layout, with the activation that needs most registers, at [64, 192, 32, 32]."""
+    types = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64"}
+    pixels = ("x_ptr", "y_ptr", "dy_ptr", "dx_ptr", "ddx_ptr", "ddy_ptr")
+    functions = vars(device) | vars(device_backward_backward)
+    kernels = [kernel for name, kernel in functions.items() if name.startswith("_conditional_batch_norm_")]
+    for dtype, type_ in types.items():
+        for channels_last in (False, True):
+            for kernel in kernels:
+                small = "BLOCK_L" not in kernel.arg_names
+                # The layout hardly touches the steps on [N, C], and fp16 differs from bf16 in its conversions alone.
+                if not channels_last and (small or type_ == "fp16"):
+                    continue
+                if small and "x_ptr" not in kernel.arg_names and type_ in ("bf16", "fp16"):
+                    continue  # the same as fp32
+                order = kernel.__name__.count("backward")
+                plan = _plan(64, 192, 1024, dtype, channels_last, order)
+                given = _formula(1e-5, "lrelu", 0.2) | {"BATCH_STATISTICS": True}
+                given |= plan.tile | _SMALL | plan.small_tile if small else plan.tile
+                accumulator = "fp64" if type_ == "fp64" else "fp32"
+                signature = {
+                    name: "constexpr"
+                    if name in given
+                    else f"*{type_ if name in pixels else accumulator}"
+                    if name.endswith("_ptr")
+                    else "i32"
+                    for name in kernel.arg_names
+                }
+                constexprs = {name: given[name] for name, t in signature.items() if t == "constexpr"}
+                yield Specialisation(kernel, signature, constexprs, _OPTIONS)
