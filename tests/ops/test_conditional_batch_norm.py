@@ -67,7 +67,9 @@ def assert_as_reference(actual: dict[str, Tensor], expected: dict[str, Tensor], 
         assert got.shape == want.shape, name
         assert got.dtype == want.dtype, name
         scale = want.abs().nan_to_num(0, 0, 0).amax().item() if want.numel() else 0.0
-        torch.testing.assert_close(got, want, rtol=rtol, atol=rtol * max(scale, 1.0), equal_nan=True, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            got, want, rtol=rtol, atol=rtol * max(scale, 1.0), equal_nan=True, msg=lambda text, n=name: f"{n}: {text}"
+        )
 
 
 # ---- Exactness ----
@@ -88,7 +90,8 @@ def test_gradcheck_and_gradgradcheck(device, impl, layout, activation, training)
     assert gradgradcheck(function, (x, gain, bias))
 
 
-SHAPES = [(2, 3, 4, 4), (1, 1, 1, 2), (2, 1, 3, 5), (3, 8, 1, 1), (2, 33, 3, 3), (1, 5, 7, 1), (2, 64, 2, 2), (5, 17, 1, 3)]
+SHAPES = [(2, 3, 4, 4), (1, 1, 1, 2), (2, 1, 3, 5), (3, 8, 1, 1)]
+SHAPES += [(2, 33, 3, 3), (1, 5, 7, 1), (2, 64, 2, 2), (5, 17, 1, 3)]
 
 
 @kernels
@@ -167,7 +170,8 @@ def test_strided_input_and_gradient(device, impl):
     for name in (impl, "reference"):
         y = conditional_batch_norm(x, gain, bias, activation="relu", impl=name)
         # sum() gives an expanded gradient with zero strides
-        results.append(dict(zip("yabc", (y, *torch.autograd.grad(y.sum() + y.square().sum(), (x, gain, bias))), strict=True)))
+        gradients = torch.autograd.grad(y.sum() + y.square().sum(), (x, gain, bias))
+        results.append(dict(zip(("y", "dx", "dgain", "dbias"), (y, *gradients), strict=True)))
     assert_as_reference(*results, rtol=1e-9)
 
 
@@ -384,7 +388,7 @@ def test_what_would_be_silently_wrong_raises(device, impl):
     def function(x):
         return conditional_batch_norm(x, gain, bias, impl=impl)
 
-    with pytest.raises(RuntimeError, match="torch.func"):
+    with pytest.raises(RuntimeError, match=r"torch\.func"):
         torch.func.jvp(function, (x,), (x,))
     with torch.autograd.forward_ad.dual_level(), pytest.raises(RuntimeError, match="forward-mode"):
         function(torch.autograd.forward_ad.make_dual(x, x))

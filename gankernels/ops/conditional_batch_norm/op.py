@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -184,20 +185,18 @@ def _register_family(namespace: str) -> None:
 
     # mean and var get no cotangents of their own: where they are functions of x, that path is part of x's.
     def backward_vjp(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
-        ddy, dx, dgain = ops.conditional_batch_norm_backward_backward(
-            *cotangents, *ctx.saved_tensors, *ctx.arguments
-        )
+        ddy, dx, dgain = ops.conditional_batch_norm_backward_backward(*cotangents, *ctx.saved_tensors, *ctx.arguments)
         return ddy, dx, dgain, *[None] * 7
 
     def refuse(ctx: Any, *_: Any) -> None:
         raise RuntimeError(f"{_OP}: third-order gradients are not implemented; pass impl='reference' for them")
 
-    formulas = {
+    formulas: dict[str, tuple[Callable[..., Any], Callable[..., None] | None, Callable[..., Any]]] = {
         "conditional_batch_norm_forward": (_forward_fake, _save_forward, forward_vjp),
         "conditional_batch_norm_backward": (_backward_fake, _save_backward, backward_vjp),
         "conditional_batch_norm_backward_backward": (_backward_backward_fake, None, refuse),
     }
-    for name, (fake, setup_context, vjp) in formulas.items():  # type: ignore[assignment]
+    for name, (fake, setup_context, vjp) in formulas.items():
         torch.library.register_fake(f"{namespace}::{name}", fake)
         torch.library.register_autograd(f"{namespace}::{name}", vjp, setup_context=setup_context)
 
