@@ -42,30 +42,11 @@ SHAPES = {
     "BigGAN-128 G block 5": (16, 192, 64, 64),
 }
 QUICK = ("batch 64, 192 channels, 32 px", "BigGAN-128 G block 1")
-COLUMNS = [
-    "op",
-    "position",
-    "shape",
-    "dtype",
-    "layout",
-    "mode",
-    "provider",
-    "impl",
-    "ms",
-    "ms_p20",
-    "ms_p80",
-    "speedup_vs_eager",
-    "speedup_vs_best_peer",
-    "floor_share",
-    "floor_kind",
-    "correct",
-    "device",
-    "torch",
-    "triton",
-    "gankernels",
-    "commit",
-    "date",
-]
+COLUMNS = (
+    *("op", "position", "shape", "dtype", "layout", "mode", "provider", "impl", "ms", "ms_p20", "ms_p80"),
+    *("speedup_vs_eager", "speedup_vs_best_peer", "floor_share", "floor_kind", "correct"),
+    *("device", "torch", "triton", "gankernels", "commit", "date"),
+)
 
 Provider = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -210,11 +191,12 @@ def main() -> int:
         for dtype in (torch.float32, torch.bfloat16):
             for row in benchmark(position, SHAPES[position], dtype, device, 9 if args.quick else args.repeats):
                 rows.append(row | stamp)
-                print(
-                    f"{row['position']:<30} {row['dtype']:<9} {row['provider']:<18} {row.get('ms', row['correct']):>9} ms"
-                    f"  {row.get('speedup_vs_best_peer', ''):>6} x best peer  {row.get('floor_share', ''):>5} of the floor",
-                    flush=True,
-                )
+                shown = [f"{row[key]:<{width}}" for key, width in (("position", 30), ("dtype", 9), ("provider", 16))]
+                shown += [
+                    f"{row.get('ms', row['correct']):>9} ms",
+                    f"{row.get('speedup_vs_best_peer', ''):>6} x best peer",
+                ]
+                print(*shown, f"{row.get('floor_share', ''):>5} of the floor", flush=True)
     out = args.out or default_out(device)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_suffix(".partial")

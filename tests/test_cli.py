@@ -22,9 +22,7 @@ def test_every_command_has_help(command, capsys):
     assert "usage" in capsys.readouterr().out.lower()
 
 
-@pytest.mark.parametrize(
-    "arguments", [["doctr"], ["doctor", "--jsn"], ["data", "prepair"], ["data", "prepare"], ["sample"]]
-)
+@pytest.mark.parametrize("arguments", [["doctr"], ["doctor", "--jsn"], ["data", "prepair"], ["sample"]])
 def test_bad_arguments_are_one_line_and_exit_code_2(arguments, capsys):
     assert cli.main(arguments) == 2
     captured = capsys.readouterr()
