@@ -117,7 +117,10 @@ class BuildNative(build_ext):
         os.replace(target.with_suffix(".new"), target)
 
     def get_source_files(self) -> list[str]:
-        return ["CMakeLists.txt", *(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*") if path.is_file())]
+        return [
+            "CMakeLists.txt",
+            *(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*") if path.is_file()),
+        ]
 
 
 def cuda_architectures() -> str:

@@ -1,0 +1,22 @@
+"""The lean trainer: a config, two steps and a loop; and what is made from a finished run."""
+
+from gankernels.train.config import Config, EMAConfig, NetworkConfig, TickConfig, preset
+from gankernels.train.images import generate, save_grid
+from gankernels.train.loop import Outcome, train
+from gankernels.train.telemetry import Diverged
+from gankernels.train.trained import TrainedGenerator, load_generator
+
+__all__ = [
+    "Config",
+    "Diverged",
+    "EMAConfig",
+    "NetworkConfig",
+    "Outcome",
+    "TickConfig",
+    "TrainedGenerator",
+    "generate",
+    "load_generator",
+    "preset",
+    "save_grid",
+    "train",
+]

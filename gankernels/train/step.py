@@ -1,0 +1,134 @@
+"""One step of the discriminator and one of the generator: state and batch in, updated state and scalars out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm, parametrize
+
+from gankernels import models
+from gankernels.models.interface import GeneratorModule
+from gankernels.models.losses import LOSSES
+from gankernels.train.batches import Batch, Dataset
+from gankernels.train.config import Config, NetworkConfig
+from gankernels.train.ema import EMA
+
+
+class Player:
+    """A network, its Adam and its gradient scaler (which does nothing but in fp16)."""
+
+    def __init__(self, net: nn.Module, config: NetworkConfig, device: torch.device, *, fp16: bool) -> None:
+        self.net = net
+        self.optimizer = torch.optim.Adam(
+            net.parameters(), lr=config.lr, betas=config.betas, eps=config.eps, fused=device.type in ("cpu", "cuda")
+        )
+        self.scaler = torch.amp.GradScaler(device.type, enabled=fp16)
+
+    def update(self, loss: Tensor) -> Tensor:
+        """Step down ``loss``; the norm of its gradient, as an fp32 scalar on the device."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
+        norm = get_total_norm([p.grad for p in self.net.parameters() if p.grad is not None])
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return norm
+
+
+@dataclass
+class State:
+    """All that training changes, but for the position in the data."""
+
+    config: Config
+    device: torch.device
+    dtype: torch.dtype | None  # of autocast; None stays in fp32
+    g: Player
+    d: Player
+    ema: EMA
+    rng: torch.Generator  # draws the latents
+    images: int = 0  # real images shown to the discriminator so far
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=self.dtype or torch.bfloat16, enabled=self.dtype is not None)
+
+    def latents(self, count: int) -> Tensor:
+        return torch.randn(count, self.config.dim_z, generator=self.rng, device=self.device)
+
+
+def new_state(config: Config, dataset: Dataset, device: torch.device, dtype: torch.dtype | None) -> State:
+    """The state before the first step: a function of the config and of the data set's classes and channels."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        generator, discriminator = build(config, num_classes=dataset.num_classes, channels=dataset.channels)
+    generator, discriminator = generator.to(device), discriminator.to(device)
+    fp16 = dtype == torch.float16
+    return State(
+        config=config,
+        device=device,
+        dtype=dtype,
+        g=Player(generator, config.g, device, fp16=fp16),
+        d=Player(discriminator, config.d, device, fp16=fp16),
+        ema=EMA(generator, config.ema),
+        rng=torch.Generator(device).manual_seed(config.seed),
+    )
+
+
+def build(config: Config, *, num_classes: int, channels: int) -> tuple[GeneratorModule, nn.Module]:
+    """The networks of a config."""
+    return models.build(
+        config.preset,
+        num_classes=num_classes,
+        channels=channels,
+        dim_z=config.dim_z,
+        g_ch=config.g.ch,
+        g_widths=config.g.widths,
+        d_ch=config.d.ch,
+        d_widths=config.d.widths,
+    )
+
+
+def d_step(state: State, batch: Batch) -> dict[str, Tensor]:
+    """Update the discriminator on a real batch and as many fakes of the same labels, in one forward of both.
+
+    Returns:
+        Detached fp32 scalars on the device: the loss, the mean logits of real and fake, the norm of the gradient.
+    """
+    with torch.no_grad(), state.autocast():
+        fake = state.g.net(state.latents(len(batch.y)), batch.y)
+    logits = _logits(state, torch.cat([batch.x, fake.to(batch.x.dtype)]), batch.y.repeat(2))
+    real, fake = logits.chunk(2)
+    loss = LOSSES[state.config.loss].d(real, fake)
+    norm = state.d.update(loss)
+    return {
+        "d_loss": loss.detach(),
+        "d_real": real.detach().mean(),
+        "d_fake": fake.detach().mean(),
+        "d_grad_norm": norm,
+    }
+
+
+def g_step(state: State, batch: Batch) -> dict[str, Tensor]:
+    """Update the generator on as many samples, of the same labels, as the batch has; its pictures are not looked at.
+
+    Returns:
+        Detached fp32 scalars on the device: the loss and the norm of the gradient.
+    """
+    state.d.net.requires_grad_(False)  # no weight gradients in the discriminator: a third of its backward
+    with state.autocast():
+        fake = state.g.net(state.latents(len(batch.y)), batch.y)
+    loss = LOSSES[state.config.loss].g(_logits(state, fake, batch.y))
+    norm = state.g.update(loss)
+    state.d.net.requires_grad_(True)
+    return {"g_loss": loss.detach(), "g_grad_norm": norm}
+
+
+def _logits(state: State, x: Tensor, y: Tensor) -> Tensor:
+    """D(x, y) in fp32 [N]. The spectral norms are taken once and outside autocast: sigma is fp32 in every precision."""
+    with parametrize.cached():
+        for module in state.d.net.modules():
+            if parametrize.is_parametrized(module, "weight"):
+                _ = module.weight
+        with state.autocast():
+            return state.d.net(x, y).float()

@@ -1,0 +1,164 @@
+// One case of the test of conditional batch normalisation: its inputs, and the launchers run on guarded arrays.
+#pragma once
+
+#include <memory>
+#include <random>
+#include <string>
+
+#include "../../csrc/conditional_batch_norm.h"
+#include "../../csrc/cuda/tile.cuh"
+#include "check.h"
+#include "conditional_batch_norm_reference.h"
+#include "cuda_shim/guarded.h"
+
+using namespace gankernels;
+namespace cbn = conditional_batch_norm;
+using cuda_shim::Guarded;
+using reference::Inputs;
+using reference::Numbers;
+
+template <class T>
+constexpr DType kDType = std::is_same_v<T, double>          ? DType::kFloat64
+                         : std::is_same_v<T, float>         ? DType::kFloat32
+                         : std::is_same_v<T, __nv_bfloat16> ? DType::kBFloat16
+                                                            : DType::kFloat16;
+
+struct Case {
+  size_t n, c, l;
+  Layout layout;
+  Activation activation;
+  bool batch_statistics;
+  size_t misalignment;  // of the pixels, in elements
+
+  std::string name() const {
+    char text[160];
+    std::snprintf(text, sizeof text, "[%zu, %zu, %zu] %s activation %d %s statistics, misaligned by %zu", n, c, l,
+                  layout == Layout::kContiguous ? "contiguous" : "channels_last", static_cast<int>(activation),
+                  batch_statistics ? "batch" : "frozen", misalignment);
+    return text;
+  }
+  size_t place(size_t pixel) const {  // in memory, of a pixel of [N, C, L]
+    if (layout == Layout::kContiguous) return pixel;
+    return (pixel / (c * l) * l + pixel % l) * c + pixel / l % c;
+  }
+};
+
+template <class T>
+Numbers random_numbers(std::mt19937& bits, size_t size, double mean, double deviation) {
+  Numbers numbers(size);
+  for (double& number : numbers) {
+    double sum = -6;  // of twelve uniform numbers: close to normal, and the same with every standard library
+    for (int i = 0; i < 12; ++i) sum += bits() * 0x1p-32;
+    number = static_cast<double>(static_cast<T>(static_cast<Accumulator<T>>(mean + deviation * sum)));
+  }
+  return numbers;
+}
+
+template <class T>
+Inputs random_inputs(const Case& k, double mean = 0.5) {
+  using A = Accumulator<T>;
+  std::mt19937 bits(static_cast<unsigned>(k.n * 1000003 + k.c * 1009 + k.l));
+  const size_t planes = k.n * k.c, pixels = planes * k.l;
+  Inputs in = {};
+  in.n = k.n, in.c = k.c, in.l = k.l;
+  in.batch_statistics = k.batch_statistics;
+  in.linear = k.activation == Activation::kNone;
+  in.slope = k.activation == Activation::kLeakyRelu ? 0.25 : 0;
+  in.eps = 0x1p-16;
+  for (Numbers* pictures : {&in.x, &in.dy, &in.ddx}) *pictures = random_numbers<T>(bits, pixels, mean, 1);
+  for (Numbers* plane : {&in.gain, &in.bias, &in.ddgain, &in.ddbias}) *plane = random_numbers<A>(bits, planes, 0.5, 1);
+  in.mean = random_numbers<A>(bits, k.c, mean, 0.1);
+  in.var = random_numbers<A>(bits, k.c, 1, 0.05);
+  return in;
+}
+
+template <class T>
+class Device {
+ public:
+  using A = Accumulator<T>;
+
+  Device(const Case& k, const Inputs& in)
+      : k_(k),
+        x(pixels()),
+        dy(pixels()),
+        ddx(pixels()),
+        y(pixels()),
+        dx(pixels()),
+        ddy(pixels()),
+        second_dx(pixels()),
+        gain(planes()),
+        bias(planes()),
+        ddgain(planes()),
+        ddbias(planes()),
+        dgain(planes()),
+        dbias(planes()),
+        second_dgain(planes()),
+        mean(channels()),
+        var(channels()) {
+    problem_ = {static_cast<int64_t>(k.n),
+                static_cast<int64_t>(k.c),
+                static_cast<int64_t>(k.l),
+                k.layout,
+                kDType<T>,
+                k.activation,
+                in.slope,
+                in.eps,
+                k.batch_statistics};
+    for (auto [to, from] : {std::pair{&x, &in.x}, {&dy, &in.dy}, {&ddx, &in.ddx}}) {
+      for (size_t i = 0; i < from->size(); ++i) (**to)[k.place(i)] = static_cast<T>(static_cast<A>((*from)[i]));
+    }
+    for (auto [to, from] : {std::pair{&gain, &in.gain},
+                            {&bias, &in.bias},
+                            {&ddgain, &in.ddgain},
+                            {&ddbias, &in.ddbias},
+                            {&mean, &in.mean},
+                            {&var, &in.var}}) {
+      if (k.batch_statistics && (to == &mean || to == &var)) continue;
+      for (size_t i = 0; i < from->size(); ++i) (**to)[i] = static_cast<A>((*from)[i]);
+    }
+  }
+
+  // All three orders; the statistics of the first go into the others, as a caller's do.
+  void run() {
+    run_order(0, [&](void* workspace) {
+      return cbn::cuda::forward({problem_, x->data(), gain->data(), bias->data(), mean->data(), var->data(), y->data()},
+                                workspace, nullptr);
+    });
+    run_order(1, [&](void* workspace) {
+      return cbn::cuda::backward({problem_, dy->data(), x->data(), gain->data(), bias->data(), mean->data(),
+                                  var->data(), dx->data(), dgain->data(), dbias->data()},
+                                 workspace, nullptr);
+    });
+    run_order(2, [&](void* workspace) {
+      return cbn::cuda::backward_backward(
+          {problem_, ddx->data(), ddgain->data(), ddbias->data(), dy->data(), x->data(), gain->data(), bias->data(),
+           mean->data(), var->data(), ddy->data(), second_dx->data(), second_dgain->data()},
+          workspace, nullptr);
+    });
+    for (auto* a : {&x, &dy, &ddx, &y, &dx, &ddy, &second_dx}) CHECK((*a)->intact(), "%s", k_.name().c_str());
+    for (auto* a : {&gain, &bias, &ddgain, &ddbias, &dgain, &dbias, &second_dgain, &mean, &var})
+      CHECK((*a)->intact(), "%s", k_.name().c_str());
+  }
+
+ private:
+  using Pixels = std::unique_ptr<Guarded<T>>;
+  using Planes = std::unique_ptr<Guarded<A>>;
+
+  Pixels pixels() const { return std::make_unique<Guarded<T>>(k_.n * k_.c * k_.l, k_.misalignment); }
+  Planes planes() const { return std::make_unique<Guarded<A>>(k_.n * k_.c); }
+  Planes channels() const { return std::make_unique<Guarded<A>>(k_.c); }
+
+  template <class Launch>
+  void run_order(int order, Launch launch) {
+    Guarded<unsigned char> workspace(cbn::cuda::workspace_bytes(problem_, order));
+    CHECK(launch(workspace.data()) == 0, "%s, order %d", k_.name().c_str(), order);
+    CHECK(workspace.intact(), "%s, order %d", k_.name().c_str(), order);
+  }
+
+  Case k_;
+  cbn::Problem problem_;
+
+ public:
+  Pixels x, dy, ddx, y, dx, ddy, second_dx;
+  Planes gain, bias, ddgain, ddbias, dgain, dbias, second_dgain, mean, var;
+};
