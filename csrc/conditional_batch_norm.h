@@ -69,8 +69,9 @@ struct Moments {
 // E[x^2] - E[x]^2 cancels.
 template <class A>
 GK_HOST_DEVICE Moments<A> merge(Moments<A> a, Moments<A> b) {
+  if (a.count == 0) return b;
+  if (b.count == 0) return a;
   const A count = a.count + b.count;
-  if (count == 0) return a;
   const A delta = b.mean - a.mean, share = b.count / count;
   return {count, a.mean + delta * share, a.m2 + b.m2 + delta * delta * a.count * share};
 }

@@ -5,6 +5,7 @@
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "gankernels' native ops";
-  m.def("cpu_isa", [] { return gankernels::cpu::name(gankernels::cpu::isa()); },
-        "The instruction set that the CPU kernels run on: baseline, avx2 or avx512.");
+  m.def(
+      "cpu_isa", [] { return gankernels::cpu::name(gankernels::cpu::isa()); },
+      "The instruction set that the CPU kernels run on: baseline, avx2 or avx512.");
 }

@@ -16,6 +16,9 @@ using AccumulatorT = typename AccumulatorOf<T>::type;
 // Channels that a middle step takes together, so that its loops over samples vectorise.
 constexpr int64_t kBlock = 64;
 
+// Rows whose mean is the origin of a column's deviations.
+constexpr int64_t kLeadRows = 4;
+
 Tile tile_at(const Problem& p, const Tiling& t, int64_t index) {
   if (p.layout == Layout::kContiguous) {
     const int64_t c = index / p.n, n = index % p.n;
@@ -96,26 +99,16 @@ void statistics(const Forward& args, void* partial, int64_t begin, int64_t end) 
     // value that is far off in those rows is also part of the variance.
     clear(shift, columns.width);
     Columns lead = columns;
-    if (lead.rows > kRows) lead.rows = kRows;
+    if (lead.rows > kLeadRows) lead.rows = kLeadRows;
     if (lead.rows > 0) lead.remainder = 0;
-    sweep<A>(lead, [&]<class V, int64_t R>(int64_t offset, int64_t j) GK_LAMBDA_INLINE {
-      V s{};
-      for (int64_t r = 0; r < R; ++r) s += load<V>(x + offset + r * columns.width);
-      add(shift + j, s);
-    });
+    sweep<A>(lead, [&]<class V>(int64_t e, int64_t j) GK_LAMBDA_INLINE { add(shift + j, load<V>(x + e)); });
     const A share = lead.rows > 0 ? A(1) / A(lead.rows) : A(1);
     for (int64_t j = 0; j < columns.width; ++j) shift[j] *= share, sum[j] = 0, square[j] = 0;
 
-    sweep<A>(columns, [&]<class V, int64_t R>(int64_t offset, int64_t j) GK_LAMBDA_INLINE {
-      const V origin = load<V>(shift + j);
-      V s{}, q{};
-      for (int64_t r = 0; r < R; ++r) {
-        const V d = load<V>(x + offset + r * columns.width) - origin;
-        s += d;
-        q += d * d;
-      }
-      add(sum + j, s);
-      add(square + j, q);
+    sweep<A>(columns, [&]<class V>(int64_t e, int64_t j) GK_LAMBDA_INLINE {
+      const V d = load<V>(x + e) - load<V>(shift + j);
+      add(sum + j, d);
+      add(square + j, d * d);
     });
 
     const auto moments = [&](int64_t j) GK_LAMBDA_INLINE {
@@ -173,13 +166,10 @@ void forward(const Forward& args, int64_t begin, int64_t end) {
     T* y = static_cast<T*>(args.y) + tile.offset;
     const Columns columns = Columns::of<A>(tile);
     affine.fill(args, tile, columns);
-    sweep<A>(columns, [&]<class V, int64_t R>(int64_t offset, int64_t j) GK_LAMBDA_INLINE {
+    sweep<A>(columns, [&]<class V>(int64_t e, int64_t j) GK_LAMBDA_INLINE {
       const V mean = load<V>(affine.mean + j), scale = load<V>(affine.scale + j), bias = load<V>(affine.bias + j);
-      for (int64_t r = 0; r < R; ++r) {
-        const int64_t e = offset + r * columns.width;
-        const V z = (load<V>(x + e) - mean) * scale + bias;
-        store(y + e, activate<kAct>(z, splat<V>(slope)));
-      }
+      const V z = (load<V>(x + e) - mean) * scale + bias;
+      store(y + e, activate<kAct>(z, splat<V>(slope)));
     });
   }
 }
@@ -203,18 +193,12 @@ void backward_sums(const Backward& args, void* partial, int64_t begin, int64_t e
     affine.fill(args, tile, columns);
     clear(s0, columns.width);
     clear(s1, columns.width);
-    sweep<A>(columns, [&]<class V, int64_t R>(int64_t offset, int64_t j) GK_LAMBDA_INLINE {
+    sweep<A>(columns, [&]<class V>(int64_t e, int64_t j) GK_LAMBDA_INLINE {
       const V mean = load<V>(affine.mean + j), scale = load<V>(affine.scale + j), bias = load<V>(affine.bias + j);
-      V sum0{}, sum1{};
-      for (int64_t r = 0; r < R; ++r) {
-        const int64_t e = offset + r * columns.width;
-        const V xm = load<V>(x + e) - mean, z = xm * scale + bias;
-        const V dz = activate_backward<kAct>(z, load<V>(dy + e), splat<V>(slope));
-        sum0 += dz;
-        sum1 += dz * xm;
-      }
-      add(s0 + j, sum0);
-      add(s1 + j, sum1);
+      const V xm = load<V>(x + e) - mean, z = xm * scale + bias;
+      const V dz = activate_backward<kAct>(z, load<V>(dy + e), splat<V>(slope));
+      add(s0 + j, dz);
+      add(s1 + j, dz * xm);
     });
     const int64_t stride = t.slots * p.c;
     fold(p, tile, columns, s0, static_cast<A*>(partial));
@@ -287,16 +271,13 @@ void backward(const Backward& args, const void* terms, int64_t begin, int64_t en
     affine.fill(args, tile, columns);
     expand(tile, columns, xs, [&](int64_t c) { return of_x[c]; });
     expand(tile, columns, ones, [&](int64_t c) { return of_1[c]; });
-    sweep<A>(columns, [&]<class V, int64_t R>(int64_t offset, int64_t j) GK_LAMBDA_INLINE {
+    sweep<A>(columns, [&]<class V>(int64_t e, int64_t j) GK_LAMBDA_INLINE {
       const V mean = load<V>(affine.mean + j), scale = load<V>(affine.scale + j), bias = load<V>(affine.bias + j);
       const V a = load<V>(xs + j), b = load<V>(ones + j);
-      for (int64_t r = 0; r < R; ++r) {
-        const int64_t e = offset + r * columns.width;
-        const V xm = load<V>(x + e) - mean, z = xm * scale + bias;
-        const V dz = activate_backward<kAct>(z, load<V>(dy + e), splat<V>(slope));
-        // A branch, not a product with zero: constant statistics must not spread an infinite x.
-        store(dx + e, statistics_depend_on_x ? scale * dz + (a * xm + b) : scale * dz);
-      }
+      const V xm = load<V>(x + e) - mean, z = xm * scale + bias;
+      const V dz = activate_backward<kAct>(z, load<V>(dy + e), splat<V>(slope));
+      // A branch, not a product with zero: constant statistics must not spread an infinite x.
+      store(dx + e, statistics_depend_on_x ? scale * dz + (a * xm + b) : scale * dz);
     });
   }
 }
@@ -320,24 +301,15 @@ void backward_backward_sums(const BackwardBackward& args, void* partial, int64_t
     const Columns columns = Columns::of<A>(tile);
     affine.fill(args, tile, columns);
     for (A* sum : sums) clear(sum, columns.width);
-    sweep<A>(columns, [&]<class V, int64_t R>(int64_t offset, int64_t j) GK_LAMBDA_INLINE {
+    sweep<A>(columns, [&]<class V>(int64_t e, int64_t j) GK_LAMBDA_INLINE {
       const V mean = load<V>(affine.mean + j), scale = load<V>(affine.scale + j), bias = load<V>(affine.bias + j);
-      V s0{}, s1{}, t0{}, t1{}, u{};
-      for (int64_t r = 0; r < R; ++r) {
-        const int64_t e = offset + r * columns.width;
-        const V xm = load<V>(x + e) - mean, z = xm * scale + bias, a = load<V>(ddx + e);
-        const V dz = activate_backward<kAct>(z, load<V>(dy + e), splat<V>(slope));
-        s0 += dz;
-        s1 += dz * xm;
-        t0 += a;
-        t1 += a * xm;
-        u += dz * a;
-      }
-      add(sums[0] + j, s0);
-      add(sums[1] + j, s1);
-      add(sums[2] + j, t0);
-      add(sums[3] + j, t1);
-      add(sums[4] + j, u);
+      const V xm = load<V>(x + e) - mean, z = xm * scale + bias, a = load<V>(ddx + e);
+      const V dz = activate_backward<kAct>(z, load<V>(dy + e), splat<V>(slope));
+      add(sums[0] + j, dz);
+      add(sums[1] + j, dz * xm);
+      add(sums[2] + j, a);
+      add(sums[3] + j, a * xm);
+      add(sums[4] + j, dz * a);
     });
     for (int q = 0; q < 5; ++q) fold(p, tile, columns, sums[q], static_cast<A*>(partial) + q * t.slots * p.c);
   }
@@ -373,8 +345,8 @@ void backward_backward_terms(const BackwardBackward& args, const void* partial, 
     for (int64_t k = 0; k < width; ++k) {
       const double r = rstd[k];
       if (p.batch_statistics)
-        means[k] = {A(g[k] / pixels),      A(r * gx[k] / pixels), A(a[k] / pixels),     A(r * ax[k] / pixels),
-                    A(ag[k] / pixels),     A(q[k] / pixels),      A(r * qx[k] / pixels)};
+        means[k] = {A(g[k] / pixels),  A(r * gx[k] / pixels), A(a[k] / pixels),     A(r * ax[k] / pixels),
+                    A(ag[k] / pixels), A(q[k] / pixels),      A(r * qx[k] / pixels)};
       const ChannelTerms<A> terms_of = channel_terms(rstd[k], means[k]);
       const A row[5] = {terms_of.of_ddx, terms_of.of_x, terms_of.of_1, means[k].a, means[k].ax};
       for (int i = 0; i < 5; ++i) of[i * p.c + c0 + k] = row[i];
@@ -419,18 +391,15 @@ void backward_backward(const BackwardBackward& args, const void* terms, int64_t 
     expand(tile, columns, ones, [&](int64_t c) { return of[2 * p.c + c]; });
     expand(tile, columns, dzs, [&](int64_t c) { return sample(c).of_dz; });
     expand(tile, columns, masks, [&](int64_t c) { return sample(c).of_mask; });
-    sweep<A>(columns, [&]<class V, int64_t R>(int64_t offset, int64_t j) GK_LAMBDA_INLINE {
+    sweep<A>(columns, [&]<class V>(int64_t e, int64_t j) GK_LAMBDA_INLINE {
       const V mean = load<V>(affine.mean + j), scale = load<V>(affine.scale + j), bias = load<V>(affine.bias + j);
       const V of_ddx = load<V>(ddxs + j), of_x = load<V>(xs + j), of_1 = load<V>(ones + j), of_dz = load<V>(dzs + j),
               of_mask = load<V>(masks + j);
-      for (int64_t r = 0; r < R; ++r) {
-        const int64_t e = offset + r * columns.width;
-        const V xm = load<V>(x + e) - mean, z = xm * scale + bias, a = load<V>(ddx + e);
-        const V dz = activate_backward<kAct>(z, load<V>(dy + e), splat<V>(slope));
-        const V inner = scale * a + (of_dz * xm + of_mask);
-        store(ddy + e, activate_backward<kAct>(z, inner, splat<V>(slope)));
-        store(dx + e, statistics_depend_on_x ? of_ddx * a + of_dz * dz + (of_x * xm + of_1) : of_dz * dz);
-      }
+      const V xm = load<V>(x + e) - mean, z = xm * scale + bias, a = load<V>(ddx + e);
+      const V dz = activate_backward<kAct>(z, load<V>(dy + e), splat<V>(slope));
+      const V inner = scale * a + (of_dz * xm + of_mask);
+      store(ddy + e, activate_backward<kAct>(z, inner, splat<V>(slope)));
+      store(dx + e, statistics_depend_on_x ? of_ddx * a + of_dz * dz + (of_x * xm + of_1) : of_dz * dz);
     });
   }
 }

@@ -1,4 +1,5 @@
-// The CPU's passes of conditional batch normalisation, each over a range, so that the caller can spread it over threads.
+// The CPU's passes of conditional batch normalisation, each over a range, so that the caller can spread it over
+// threads.
 #pragma once
 
 #include "../conditional_batch_norm.h"
@@ -20,9 +21,9 @@ int64_t rows_of_slot(const Problem& problem, const Tiling& tiling, int64_t slot)
 inline constexpr int kPartials[3] = {2, 2, 5};
 inline constexpr int kTerms[3] = {0, 2, 5};
 
-// `partial` is [kPartials, slots, C], `terms` is [kTerms, C], in the accumulation type; order 0's partial means and sums
-// of squares are double, since a mean's rounding is added to every pixel. For each order: sums over tiles, a middle step
-// over channels, an affine pass over tiles. Order 0 needs the first two for batch statistics only.
+// `partial` is [kPartials, slots, C], `terms` is [kTerms, C], in the accumulation type; order 0's partial means and
+// sums of squares are double, since a mean's rounding is added to every pixel. For each order: sums over tiles, a
+// middle step over channels, an affine pass over tiles. Order 0 needs the first two for batch statistics only.
 struct Passes {
   void (*statistics)(const Forward&, void* partial, int64_t tile_begin, int64_t tile_end);
   void (*merge_statistics)(const Forward&, const void* partial, int64_t c_begin, int64_t c_end);

@@ -15,9 +15,6 @@ struct Tile {
   int64_t slot;  // where its partial results go, of slots() for each channel
 };
 
-// Rows that the columns of a sweep take together, so that per-column values are loaded once for all of them.
-inline constexpr int64_t kRows = 4;
-
 // The columns over which a tile is swept. A tile with few channels is cut into wider rows, each some pixels long, so
 // that every width is whole vectors, or so large that its odd end does not matter.
 struct Columns {
@@ -30,36 +27,35 @@ struct Columns {
     const int64_t total = tile.channels * tile.rows;
     int64_t width = tile.channels;
     // The least common multiple of channels and lanes, where that is not too wide.
-    while (width % kLanes<A> != 0 && width < 32 * kLanes<A> && width * 2 * kRows <= total) width += tile.channels;
+    while (width % kLanes<A> != 0 && width < 32 * kLanes<A> && width * 4 <= total) width += tile.channels;
     if (width % kLanes<A> != 0 && tile.channels > kLanes<A>) width = tile.channels;
-    // A few vectors side by side keep the adders busy.
-    while (width < 4 * kLanes<A> && width * 2 * kRows <= total) width *= 2;
+    // Some vectors side by side, so that no sum waits for the one before.
+    while (width < 8 * kLanes<A> && width * 4 <= total) width *= 2;
     return {width, total / width, total % width};
   }
 };
 
-// Calls body<V, R>(offset, column) for every R rows by one V of the tile: V is a vector, or a number at odd ends.
+// Calls body<V>(offset, column) for every V of the tile, in the order of memory: V is a vector, or a number at odd
+// ends. One row at a time: several rows side by side would save loads of per-column values, but took twice as long,
+// since the processor prefetches one long stream better than many short ones.
 template <class A, class Body>
 GK_INLINE void sweep(const Columns& columns, Body&& body) {
   const int64_t width = columns.width;
   const int64_t vectors = width / kLanes<A> * kLanes<A>;
-  int64_t row = 0;
-  for (; row + kRows <= columns.rows; row += kRows) {
-    for (int64_t j = 0; j < vectors; j += kLanes<A>) body.template operator()<Vector<A>, kRows>(row * width + j, j);
-    for (int64_t j = vectors; j < width; ++j) body.template operator()<A, kRows>(row * width + j, j);
+  int64_t offset = 0;
+  for (int64_t row = 0; row < columns.rows; ++row, offset += width) {
+    for (int64_t j = 0; j < vectors; j += kLanes<A>) body.template operator()<Vector<A>>(offset + j, j);
+    for (int64_t j = vectors; j < width; ++j) body.template operator()<A>(offset + j, j);
   }
-  for (; row < columns.rows; ++row) {
-    for (int64_t j = 0; j < vectors; j += kLanes<A>) body.template operator()<Vector<A>, 1>(row * width + j, j);
-    for (int64_t j = vectors; j < width; ++j) body.template operator()<A, 1>(row * width + j, j);
-  }
-  for (int64_t j = 0; j < columns.remainder; ++j) body.template operator()<A, 1>(row * width + j, j);
+  for (int64_t j = 0; j < columns.remainder; ++j) body.template operator()<A>(offset + j, j);
 }
 
 // Memory for per-column values, one array behind the other.
 template <class A>
 class Scratch {
  public:
-  Scratch(int64_t arrays, int64_t width) : width_(width), data_(static_cast<A*>(std::malloc(arrays * width * sizeof(A)))) {}
+  Scratch(int64_t arrays, int64_t width)
+      : width_(width), data_(static_cast<A*>(std::malloc(arrays * width * sizeof(A)))) {}
   ~Scratch() { std::free(data_); }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;

@@ -1,12 +1,13 @@
 // Conditional batch normalisation for the dispatcher: checks, allocates, and hands pointers to the CPU's passes, spread
 // over at::parallel_for, or to the CUDA launchers.
+#include "../conditional_batch_norm.h"
+
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
-#include "../conditional_batch_norm.h"
 #include "../cpu/conditional_batch_norm.h"
+#include "allocate.h"
 #include "common.h"
 
 #ifdef GANKERNELS_WITH_CUDA
@@ -74,7 +75,8 @@ void launch_cpu(const Forward& args, const Tensor& gain) {
 
 void launch_cpu(const Backward& args, const Tensor& gain) {
   const cpu::Passes& pass = cpu::passes(args.problem.dtype, args.problem.activation);
-  const Tensor partial = partials(args.problem, gain, 1), term = at::empty({cpu::kTerms[1], args.problem.c}, gain.options());
+  const Tensor partial = partials(args.problem, gain, 1),
+               term = at::empty({cpu::kTerms[1], args.problem.c}, gain.options());
   void *sums = partial.mutable_data_ptr(), *terms = term.mutable_data_ptr();
   run(
       args.problem, true, [&](int64_t begin, int64_t end) { pass.backward_sums(args, sums, begin, end); },
@@ -84,7 +86,8 @@ void launch_cpu(const Backward& args, const Tensor& gain) {
 
 void launch_cpu(const BackwardBackward& args, const Tensor& gain) {
   const cpu::Passes& pass = cpu::passes(args.problem.dtype, args.problem.activation);
-  const Tensor partial = partials(args.problem, gain, 2), term = at::empty({cpu::kTerms[2], args.problem.c}, gain.options());
+  const Tensor partial = partials(args.problem, gain, 2),
+               term = at::empty({cpu::kTerms[2], args.problem.c}, gain.options());
   void *sums = partial.mutable_data_ptr(), *terms = term.mutable_data_ptr();
   run(
       args.problem, true, [&](int64_t begin, int64_t end) { pass.backward_backward_sums(args, sums, begin, end); },
@@ -95,8 +98,12 @@ void launch_cpu(const BackwardBackward& args, const Tensor& gain) {
 // ---- The GPU ----
 
 #ifdef GANKERNELS_WITH_CUDA
-int launch_cuda(const Forward& args, void* workspace, void* stream) { return cuda::forward(args, workspace, stream); }
-int launch_cuda(const Backward& args, void* workspace, void* stream) { return cuda::backward(args, workspace, stream); }
+int launch_cuda(const Forward& args, void* workspace, void* stream) {
+  return cuda::forward(args, workspace, stream);
+}
+int launch_cuda(const Backward& args, void* workspace, void* stream) {
+  return cuda::backward(args, workspace, stream);
+}
 int launch_cuda(const BackwardBackward& args, void* workspace, void* stream) {
   return cuda::backward_backward(args, workspace, stream);
 }
@@ -121,15 +128,16 @@ void launch(const Args& args, const Tensor& gain) {
 
 Problem problem_of(const Tensor& x, bool batch_statistics, double eps, std::string_view activation, double slope) {
   TORCH_CHECK(x.dim() == 4, "x: got ", x.dim(), " dimensions, expected 4: [N, C, H, W]");
-  return {x.size(0),      x.size(1),   x.size(2) * x.size(3),     layout_of(x), dtype_of(x),
-          activation_of(activation), slope, eps, batch_statistics};
+  return {x.size(0), x.size(1), x.size(2) * x.size(3), layout_of(x), dtype_of(x), activation_of(activation),
+          slope,     eps,       batch_statistics};
 }
 
 // With x's shape and device, in the layout of the problem.
 Tensor pixels(const char* name, const Tensor& t, const Tensor& x, const Problem& p) {
   TORCH_CHECK(t.sizes() == x.sizes(), name, ": got shape ", t.sizes(), ", expected ", x.sizes());
   TORCH_CHECK(t.device() == x.device(), name, ": got device ", t.device(), ", expected ", x.device());
-  TORCH_CHECK(t.scalar_type() == x.scalar_type(), name, ": got dtype ", t.scalar_type(), ", expected ", x.scalar_type());
+  TORCH_CHECK(t.scalar_type() == x.scalar_type(), name, ": got dtype ", t.scalar_type(), ", expected ",
+              x.scalar_type());
   return t.contiguous(memory_format(p.layout));
 }
 
@@ -150,7 +158,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x_, const Tensor& gain_
   // An op may not return its input, hence the copies of given statistics.
   Tensor mean = mean_ ? small("mean", *mean_, x, {p.c}).clone() : at::empty({p.c}, gain.options()),
          var = var_ ? small("var", *var_, x, {p.c}).clone() : at::empty({p.c}, gain.options());
-  Tensor y = at::empty_like(x);
+  Tensor y = empty_like_pixels(x);
   launch(Forward{p, x.const_data_ptr(), gain.const_data_ptr(), bias.const_data_ptr(), mean.mutable_data_ptr(),
                  var.mutable_data_ptr(), y.mutable_data_ptr()},
          gain);
@@ -165,7 +173,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& dy_, const Tensor& x_,
   const Tensor x = pixels("x", x_, x_, p), dy = pixels("dy", dy_, x_, p), gain = small("gain", gain_, x, {p.n, p.c}),
                bias = small("bias", bias_, x, {p.n, p.c}), mean = small("mean", mean_, x, {p.c}),
                var = small("var", var_, x, {p.c});
-  Tensor dx = at::empty_like(x), dgain = at::empty_like(gain), dbias = at::empty_like(bias);
+  Tensor dx = empty_like_pixels(x), dgain = at::empty_like(gain), dbias = at::empty_like(bias);
   if (x.numel() == 0) return {dx, dgain.zero_().to(gain_.scalar_type()), dbias.zero_().to(bias_.scalar_type())};
   launch(Backward{p, dy.const_data_ptr(), x.const_data_ptr(), gain.const_data_ptr(), bias.const_data_ptr(),
                   mean.const_data_ptr(), var.const_data_ptr(), dx.mutable_data_ptr(), dgain.mutable_data_ptr(),
@@ -184,13 +192,13 @@ std::tuple<Tensor, Tensor, Tensor> backward_backward(const Tensor& ddx_, const T
                gain = small("gain", gain_, x, {p.n, p.c}), bias = small("bias", bias_, x, {p.n, p.c}),
                ddgain = small("ddgain", ddgain_, x, {p.n, p.c}), ddbias = small("ddbias", ddbias_, x, {p.n, p.c}),
                mean = small("mean", mean_, x, {p.c}), var = small("var", var_, x, {p.c});
-  Tensor ddy = at::empty_like(x), dx = at::empty_like(x), dgain = at::empty_like(gain);
+  Tensor ddy = empty_like_pixels(x), dx = empty_like_pixels(x), dgain = at::empty_like(gain);
   if (x.numel() == 0) return {ddy, dx, dgain.zero_().to(gain_.scalar_type())};
-  launch(BackwardBackward{p, ddx.const_data_ptr(), ddgain.const_data_ptr(), ddbias.const_data_ptr(),
-                          dy.const_data_ptr(), x.const_data_ptr(), gain.const_data_ptr(), bias.const_data_ptr(),
-                          mean.const_data_ptr(), var.const_data_ptr(), ddy.mutable_data_ptr(), dx.mutable_data_ptr(),
-                          dgain.mutable_data_ptr()},
-         gain);
+  launch(
+      BackwardBackward{p, ddx.const_data_ptr(), ddgain.const_data_ptr(), ddbias.const_data_ptr(), dy.const_data_ptr(),
+                       x.const_data_ptr(), gain.const_data_ptr(), bias.const_data_ptr(), mean.const_data_ptr(),
+                       var.const_data_ptr(), ddy.mutable_data_ptr(), dx.mutable_data_ptr(), dgain.mutable_data_ptr()},
+      gain);
   return {ddy, dx, dgain.to(gain_.scalar_type())};
 }
 
@@ -202,9 +210,13 @@ void register_ops(torch::Library& m) {
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(gankernels, CPU, m) { register_ops(m); }
+TORCH_LIBRARY_IMPL(gankernels, CPU, m) {
+  register_ops(m);
+}
 #ifdef GANKERNELS_WITH_CUDA
-TORCH_LIBRARY_IMPL(gankernels, CUDA, m) { register_ops(m); }
+TORCH_LIBRARY_IMPL(gankernels, CUDA, m) {
+  register_ops(m);
+}
 #endif
 
 }  // namespace gankernels::conditional_batch_norm

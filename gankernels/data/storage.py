@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gankernels import _files
 from gankernels.errors import InputError
 
 #: A data set is held in memory if it takes at most this share of what is available; larger ones are memory-mapped.
@@ -79,21 +80,13 @@ def store(shape: tuple[int, int, int, int], chunks: Callable[[], Iterable[Tensor
 
 def _write(path: Path, shape: tuple[int, int, int, int], chunks: Callable[[], Iterable[Tensor]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(file, header)
-            written = 0
-            for chunk in chunks():
-                file.write(chunk.contiguous().numpy().data)
-                written += len(chunk)
-            _check(written, shape[0])
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with _files.replacing(path) as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        written = 0
+        for chunk in chunks():
+            file.write(chunk.contiguous().numpy().data)
+            written += len(chunk)
+        _check(written, shape[0])
 
 
 def _fill(images: Tensor, chunks: Iterable[Tensor]) -> None:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
-import os
 import re
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from gankernels import _files
 from gankernels.data.storage import cache_folder
 
 _log = logging.getLogger("gankernels")
@@ -58,16 +58,9 @@ def store(name: str, payload: dict[str, Any]) -> None:
     buffer = io.BytesIO()
     torch.save(payload, buffer)
     content = hashlib.sha256(buffer.getvalue()).digest() + buffer.getvalue()
-    temporary = folder() / f".{name}.{os.getpid()}.tmp"
     try:
         folder().mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, folder() / name)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with _files.replacing(folder() / name) as file:
+            file.write(content)
     except OSError as error:
         _log.warning("cache %s: cannot be written (%s), going on without", folder() / name, error.strerror or error)

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from gankernels import _files
 from gankernels.errors import InputError
-from gankernels.train import files
 from gankernels.train.batches import Dataset, Sampler
 from gankernels.train.step import State
 
@@ -45,7 +45,7 @@ def save(
         "rng": {"latents": state.rng.get_state(), **_global_rng()},
     }
     path = path_of(run, state.images)
-    with files.replacing(path) as file:
+    with _files.replacing(path) as file:
         torch.save(content, file)
     for old in existing(run)[keep:]:
         old.unlink(missing_ok=True)

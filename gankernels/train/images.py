@@ -8,9 +8,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from gankernels import _files
 from gankernels.errors import InputError
 from gankernels.models.interface import GeneratorModule
-from gankernels.train import files
 
 
 def generate(
@@ -77,5 +77,5 @@ def save_grid(images: Tensor, path: str | Path, *, columns: int) -> None:
     cells = images.new_zeros(rows * columns, c, h, w)
     cells[:n] = images
     sheet = cells.view(rows, columns, c, h, w).permute(0, 3, 1, 4, 2).reshape(rows * h, columns * w, c)
-    with files.replacing(Path(path)) as file:
+    with _files.replacing(Path(path)) as file:
         Image.fromarray(sheet.squeeze(2).numpy()).save(file, format="PNG")

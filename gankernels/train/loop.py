@@ -17,12 +17,13 @@ from types import FrameType
 import numpy as np
 import torch
 
-from gankernels import dispatch, models
+from gankernels import _files, dispatch, models
 from gankernels.errors import InputError
-from gankernels.train import checkpoint, files, precision
+from gankernels.train import checkpoint, precision
 from gankernels.train.batches import Batches, Dataset
 from gankernels.train.config import Config, differences, from_dict
 from gankernels.train.images import generate, save_grid
+from gankernels.train.memory import keep_freed_memory
 from gankernels.train.step import State, d_step, g_step, new_state
 from gankernels.train.telemetry import Progress, Telemetry
 
@@ -60,6 +61,8 @@ def train(config: Config, *, dataset: Dataset | None = None, resume: bool = Fals
     content = checkpoint.load_newest(run) if resume else None
     dataset = _check_dataset(config, _open_dataset(config) if dataset is None else dataset)
     _seed_everything(config.seed)
+    if device.type == "cpu":
+        keep_freed_memory()
     state = new_state(config, dataset, device, dtype)
     batches = Batches(dataset, config.batch, device, seed=config.seed)
     _make_folders(run)
@@ -155,7 +158,7 @@ def _make_folders(run: Path) -> None:
     try:
         for folder in (run, run / checkpoint.FOLDER, run / "samples"):
             folder.mkdir(parents=True, exist_ok=True)
-            files.remove_leftovers(folder)
+            _files.remove_leftovers(folder)
     except OSError as error:
         raise InputError(f"--out: got {run}, expected a folder that can be written ({error.strerror})") from None
 
@@ -176,7 +179,7 @@ def _check_dataset(config: Config, dataset: Dataset) -> Dataset:
 
 
 def _write_config(run: Path, config: Config) -> None:
-    with files.replacing(run / "config.json") as file:
+    with _files.replacing(run / "config.json") as file:
         file.write(json.dumps(dataclasses.asdict(config), indent=2).encode() + b"\n")
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gankernels.train import files
+from gankernels import _files
 
 
 class Diverged(RuntimeError):
@@ -124,7 +124,7 @@ class Telemetry:
         """Drop the lines of ``stats.jsonl`` after ``images`` images: the steps behind them are about to be repeated."""
         if self.path.exists():
             kept = [line for line in read_stats(self.path) if line["images"] <= images]
-            with files.replacing(self.path) as file:
+            with _files.replacing(self.path) as file:
                 file.writelines(json.dumps(line).encode() + b"\n" for line in kept)
 
     def close(self) -> None:

@@ -13,9 +13,10 @@ from typing import IO
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A binary file that takes the place of ``path`` when the block ends without an exception.
 
-    The bytes go to ``.<name>.tmp`` beside it and are on the disk before the name changes, which happens at once.
+    The bytes go to ``.<name>.<process>.tmp`` beside it and are on the disk before the name changes, which happens at
+    once; two processes that write the same file do not meet.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
             yield file
