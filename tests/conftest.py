@@ -14,8 +14,6 @@ os.environ.pop("GANKERNELS_IMPL", None)
 
 import pytest
 
-from gankernels import dispatch
-
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
@@ -43,14 +41,3 @@ def poisoned():
     assert torch.utils.deterministic.fill_uninitialized_memory
     yield
     torch.use_deterministic_algorithms(False)
-
-
-def kernels_of(op: str) -> list:
-    """Every (device, implementation) of ``op`` but the reference that can run here, as pytest parameters."""
-    devices = ["cuda"] if torch.cuda.is_available() else []
-    return [
-        pytest.param(device, impl, id=f"{impl}-{device}", marks=[pytest.mark.gpu] if device == "cuda" else [])
-        for device in ["cpu", *devices]
-        for impl in dispatch.IMPLEMENTATIONS
-        if impl != "reference" and dispatch.unavailable(op, impl, device) is None
-    ]

@@ -13,8 +13,8 @@ _M_MMAP_MAX = -4
 def keep_freed_memory() -> bool:
     """Tell glibc's allocator, for the rest of the process, to keep what is freed instead of returning it to the system.
 
-    A training step frees and takes the same large tensors over and over. By default each of them is mapped anew, and the
-    system clears it page by page when it is first touched: for memory-bound layers that costs more than their work.
+    A training step frees and takes the same large tensors over and over. By default each of them is mapped anew, and
+    the system clears it page by page when it is first touched: for memory-bound layers that costs more than their work.
     The price is that the process never shrinks below the most it has used.
 
     Returns:

@@ -98,7 +98,7 @@ def test_nothing_is_left_beside_the_cache_when_writing_fails(tmp_path, monkeypat
     def fail(source, target):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cache.os, "replace", fail)
+    monkeypatch.setattr("os.replace", fail)
     cache.store("name.pt", {"value": 1})
     assert list(Path(tmp_path, "metrics").iterdir()) == []
 

@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 import gankernels
-from conftest import kernels_of
 from gankernels.errors import ImplementationUnavailable, InputError
 from gankernels.ops import conditional_batch_norm
 from gankernels.ops.conditional_batch_norm import op
+from implementations import kernels_of
 
 KERNELS = kernels_of("conditional_batch_norm")
 ACTIVATIONS = ("none", "relu", "lrelu")
@@ -86,8 +86,11 @@ def test_gradcheck_and_gradgradcheck(device, impl, layout, activation, training)
     def function(x, gain, bias):
         return conditional_batch_norm(x, gain, bias, activation=activation, impl=impl, **keywords)
 
-    assert gradcheck(function, (x, gain, bias))
-    assert gradgradcheck(function, (x, gain, bias))
+    # The interpreter takes a millisecond a program: random directions instead of every element. That every element is
+    # right, test_odd_shapes_write_every_element holds against the reference.
+    fast = impl == "triton"
+    assert gradcheck(function, (x, gain, bias), fast_mode=fast)
+    assert gradgradcheck(function, (x, gain, bias), fast_mode=fast)
 
 
 SHAPES = [(2, 3, 4, 4), (1, 1, 1, 2), (2, 1, 3, 5), (3, 8, 1, 1)]
@@ -285,7 +288,7 @@ def test_same_bits_every_time(device, impl):
 # ---- Statistics ----
 
 
-@pytest.mark.parametrize("impl", ["reference", *{p.values[1] for p in KERNELS if p.values[0] == "cpu"}])
+@pytest.mark.parametrize("impl", ["reference", *[p.values[1] for p in KERNELS if p.values[0] == "cpu"]])
 def test_running_statistics_as_torch(impl):
     ours, theirs = gankernels.nn.ConditionalBatchNorm2d(5, num_classes=3), torch.nn.BatchNorm2d(5, affine=False)
     labels = torch.tensor([0, 1, 2, 1])
