@@ -4,8 +4,8 @@
 
 Providers: eager (contiguous, stock PyTorch), eager-best (the same in channels_last), compile (torch.compile of it in
 channels_last), and each of our implementations. All see the same numbers, each is checked before it is timed (error
-against the fp64 reference at most twice eager's), and they are timed in turns. The peer of ``speedup_vs_best_peer`` is
-the fastest correct of the first three. The floor is the DESIGN's 8 passes over the tensor (forward: read, read, write;
+against the fp64 reference at most twice eager's, in the worse of its layouts), and they are timed in turns. The peer of
+``speedup_vs_best_peer`` is the fastest correct of the first three. The floor is the DESIGN's 8 passes over the tensor (forward: read, read, write;
 backward: x and dy read twice, dx written) at the copy bandwidth measured in the same run.
 """
 
@@ -106,6 +106,10 @@ def copy_bandwidth(x: Tensor, device: str, repeats: int) -> float:
 def benchmark(position: str, shape: tuple[int, ...], dtype: torch.dtype, device: str, repeats: int) -> list[dict]:
     torch._dynamo.reset()
     x, gain, bias, dy = inputs(shape, dtype, device)
+    # Where z is within rounding of zero, any implementation may find either side of the ReLU: no gradient enters there,
+    # and the errors that are compared are those of arithmetic.
+    z = conditional_batch_norm(x.double(), gain.double(), bias.double(), impl="reference")
+    dy = dy.masked_fill(z.abs() < 32 * torch.finfo(dtype).eps, 0)
     plain = [t.clone().requires_grad_() for t in (x, gain, bias)] + [dy]
     last = [t.contiguous(memory_format=torch.channels_last) for t in (x, dy)]
     best = [last[0].requires_grad_(), plain[1], plain[2], last[1]]
@@ -119,7 +123,10 @@ def benchmark(position: str, shape: tuple[int, ...], dtype: torch.dtype, device:
             contenders[f"gankernels-{impl}"] = (impl, fused(impl), best)
 
     exact = step(fused("reference"), *[t.detach().double().requires_grad_() for t in plain[:3]], dy.double())
-    allowed = [2 * e for e in errors(step(stock, *plain), exact)]
+    allowed = [
+        2 * max(pair)
+        for pair in zip(errors(step(stock, *plain), exact), errors(step(stock, *best), exact), strict=True)
+    ]
     correct, times = {}, {name: [] for name in contenders}
     for name, (_, provider, tensors) in contenders.items():
         found = errors(step(provider, *tensors), exact)

@@ -57,19 +57,17 @@ GK_INLINE void fold(const Problem& p, const Tile& tile, const Columns& columns, 
   }
 }
 
-template <class A>
-GK_INLINE void clear(A* columns, int64_t width) {
-  for (int64_t j = 0; j < width; ++j) columns[j] = 0;
-}
-
 // What z needs of each column: z = (x - mean) * scale + bias, in the forward and in every backward alike, so that all
 // find the same sign.
 template <class A>
 struct Affine {
   A *mean, *scale, *bias;
+  int64_t sample = -1, channel = -1, width = -1;  // of what the columns hold
 
   template <class Args>
-  GK_INLINE void fill(const Args& args, const Tile& tile, const Columns& columns) const {
+  GK_INLINE void fill(const Args& args, const Tile& tile, const Columns& columns) {
+    if (sample == tile.sample && channel == tile.first_channel && width == columns.width) return;
+    sample = tile.sample, channel = tile.first_channel, width = columns.width;
     const double eps = args.problem.eps;
     const int64_t row = tile.sample * args.problem.c;
     const A *gains = static_cast<const A*>(args.gain) + row, *biases = static_cast<const A*>(args.bias) + row;
@@ -87,8 +85,9 @@ void statistics(const Forward& args, void* partial, int64_t begin, int64_t end) 
   const Problem& p = args.problem;
   const Tiling t = tiling(p);
   double *means = static_cast<double*>(partial), *m2s = means + t.slots * p.c;
-  Scratch<A> scratch(3, widest(p));
+  Scratch<A> scratch(5, widest(p));
   A *shift = scratch[0], *sum = scratch[1], *square = scratch[2];
+  A* const run[2] = {scratch[3], scratch[4]};
 
   for (int64_t i = begin; i < end; ++i) {
     const Tile tile = tile_at(p, t, i);
@@ -103,12 +102,12 @@ void statistics(const Forward& args, void* partial, int64_t begin, int64_t end) 
     if (lead.rows > 0) lead.remainder = 0;
     sweep<A>(lead, [&]<class V>(int64_t e, int64_t j) GK_LAMBDA_INLINE { add(shift + j, load<V>(x + e)); });
     const A share = lead.rows > 0 ? A(1) / A(lead.rows) : A(1);
-    for (int64_t j = 0; j < columns.width; ++j) shift[j] *= share, sum[j] = 0, square[j] = 0;
+    for (int64_t j = 0; j < columns.width; ++j) shift[j] *= share;
 
-    sweep<A>(columns, [&]<class V>(int64_t e, int64_t j) GK_LAMBDA_INLINE {
+    sweep_sums<A>(columns, run, {sum, square}, [&]<class V>(int64_t e, int64_t j) GK_LAMBDA_INLINE {
       const V d = load<V>(x + e) - load<V>(shift + j);
-      add(sum + j, d);
-      add(square + j, d * d);
+      add(run[0] + j, d);
+      add(run[1] + j, d * d);
     });
 
     const auto moments = [&](int64_t j) GK_LAMBDA_INLINE {
@@ -157,7 +156,7 @@ void forward(const Forward& args, int64_t begin, int64_t end) {
   const Tiling t = tiling(p);
   const A slope = A(p.slope);
   Scratch<A> scratch(3, widest(p));
-  const Affine<A> affine{scratch[0], scratch[1], scratch[2]};
+  Affine<A> affine{scratch[0], scratch[1], scratch[2]};
 
   // Backwards: the last tiles of the pass before are still in the cache.
   for (int64_t i = end; i-- > begin;) {
@@ -182,27 +181,24 @@ void backward_sums(const Backward& args, void* partial, int64_t begin, int64_t e
   const Problem& p = args.problem;
   const Tiling t = tiling(p);
   const A slope = A(p.slope);
-  Scratch<A> scratch(5, widest(p));
-  const Affine<A> affine{scratch[0], scratch[1], scratch[2]};
-  A *s0 = scratch[3], *s1 = scratch[4];
+  Scratch<A> scratch(7, widest(p));
+  Affine<A> affine{scratch[0], scratch[1], scratch[2]};
+  A* const total[2] = {scratch[3], scratch[4]};
+  A* const run[2] = {scratch[5], scratch[6]};
 
   for (int64_t i = begin; i < end; ++i) {
     const Tile tile = tile_at(p, t, i);
     const T *x = static_cast<const T*>(args.x) + tile.offset, *dy = static_cast<const T*>(args.dy) + tile.offset;
     const Columns columns = Columns::of<A>(tile);
     affine.fill(args, tile, columns);
-    clear(s0, columns.width);
-    clear(s1, columns.width);
-    sweep<A>(columns, [&]<class V>(int64_t e, int64_t j) GK_LAMBDA_INLINE {
+    sweep_sums<A>(columns, run, total, [&]<class V>(int64_t e, int64_t j) GK_LAMBDA_INLINE {
       const V mean = load<V>(affine.mean + j), scale = load<V>(affine.scale + j), bias = load<V>(affine.bias + j);
       const V xm = load<V>(x + e) - mean, z = xm * scale + bias;
       const V dz = activate_backward<kAct>(z, load<V>(dy + e), splat<V>(slope));
-      add(s0 + j, dz);
-      add(s1 + j, dz * xm);
+      add(run[0] + j, dz);
+      add(run[1] + j, dz * xm);
     });
-    const int64_t stride = t.slots * p.c;
-    fold(p, tile, columns, s0, static_cast<A*>(partial));
-    fold(p, tile, columns, s1, static_cast<A*>(partial) + stride);
+    for (int q = 0; q < 2; ++q) fold(p, tile, columns, total[q], static_cast<A*>(partial) + q * t.slots * p.c);
   }
 }
 
@@ -213,7 +209,7 @@ GK_INLINE void for_each_sample(const Problem& p, const Tiling& t, const A* parti
   const int64_t splits = p.n > 0 ? t.slots / p.n : 0, stride = t.slots * p.c;
   for (int64_t n = 0; n < p.n; ++n) {
     for (int64_t k = 0; k < width; ++k) {
-      A sums[kSums] = {};
+      double sums[kSums] = {};
       for (int64_t s = 0; s < splits; ++s)
         for (int q = 0; q < kSums; ++q) sums[q] += partial[q * stride + (n * splits + s) * p.c + c0 + k];
       body(n * p.c + c0 + k, k, sums);
@@ -236,11 +232,11 @@ void backward_terms(const Backward& args, const void* partial, void* terms, int6
     A rstd[kBlock];
     double g[kBlock] = {}, gx[kBlock] = {};
     for (int64_t k = 0; k < width; ++k) rstd[k] = rstd_of<A>(args.var, c0 + k, p.eps);
-    for_each_sample<2>(p, t, sums, c0, width, [&](int64_t nc, int64_t k, const A* s) GK_LAMBDA_INLINE {
-      dbias[nc] = s[0];
-      dgain[nc] = rstd[k] * s[1];
-      g[k] += double(gain[nc]) * s[0];
-      gx[k] += double(gain[nc]) * s[1];
+    for_each_sample<2>(p, t, sums, c0, width, [&](int64_t nc, int64_t k, const double* s) GK_LAMBDA_INLINE {
+      dbias[nc] = A(s[0]);
+      dgain[nc] = A(rstd[k] * s[1]);
+      g[k] += gain[nc] * s[0];
+      gx[k] += gain[nc] * s[1];
     });
     for (int64_t k = 0; k < width; ++k) {
       const BackwardTerms<A> of =
@@ -259,7 +255,7 @@ void backward(const Backward& args, const void* terms, int64_t begin, int64_t en
   const A slope = A(p.slope);
   const A *of_x = static_cast<const A*>(terms), *of_1 = of_x + p.c;
   Scratch<A> scratch(5, widest(p));
-  const Affine<A> affine{scratch[0], scratch[1], scratch[2]};
+  Affine<A> affine{scratch[0], scratch[1], scratch[2]};
   A *xs = scratch[3], *ones = scratch[4];
   const bool statistics_depend_on_x = p.batch_statistics;
 
@@ -290,9 +286,10 @@ void backward_backward_sums(const BackwardBackward& args, void* partial, int64_t
   const Problem& p = args.problem;
   const Tiling t = tiling(p);
   const A slope = A(p.slope);
-  Scratch<A> scratch(8, widest(p));
-  const Affine<A> affine{scratch[0], scratch[1], scratch[2]};
-  A* sums[5] = {scratch[3], scratch[4], scratch[5], scratch[6], scratch[7]};
+  Scratch<A> scratch(13, widest(p));
+  Affine<A> affine{scratch[0], scratch[1], scratch[2]};
+  A* const total[5] = {scratch[3], scratch[4], scratch[5], scratch[6], scratch[7]};
+  A* const run[5] = {scratch[8], scratch[9], scratch[10], scratch[11], scratch[12]};
 
   for (int64_t i = begin; i < end; ++i) {
     const Tile tile = tile_at(p, t, i);
@@ -300,18 +297,17 @@ void backward_backward_sums(const BackwardBackward& args, void* partial, int64_t
             *ddx = static_cast<const T*>(args.ddx) + tile.offset;
     const Columns columns = Columns::of<A>(tile);
     affine.fill(args, tile, columns);
-    for (A* sum : sums) clear(sum, columns.width);
-    sweep<A>(columns, [&]<class V>(int64_t e, int64_t j) GK_LAMBDA_INLINE {
+    sweep_sums<A>(columns, run, total, [&]<class V>(int64_t e, int64_t j) GK_LAMBDA_INLINE {
       const V mean = load<V>(affine.mean + j), scale = load<V>(affine.scale + j), bias = load<V>(affine.bias + j);
       const V xm = load<V>(x + e) - mean, z = xm * scale + bias, a = load<V>(ddx + e);
       const V dz = activate_backward<kAct>(z, load<V>(dy + e), splat<V>(slope));
-      add(sums[0] + j, dz);
-      add(sums[1] + j, dz * xm);
-      add(sums[2] + j, a);
-      add(sums[3] + j, a * xm);
-      add(sums[4] + j, dz * a);
+      add(run[0] + j, dz);
+      add(run[1] + j, dz * xm);
+      add(run[2] + j, a);
+      add(run[3] + j, a * xm);
+      add(run[4] + j, dz * a);
     });
-    for (int q = 0; q < 5; ++q) fold(p, tile, columns, sums[q], static_cast<A*>(partial) + q * t.slots * p.c);
+    for (int q = 0; q < 5; ++q) fold(p, tile, columns, total[q], static_cast<A*>(partial) + q * t.slots * p.c);
   }
 }
 
@@ -332,14 +328,14 @@ void backward_backward_terms(const BackwardBackward& args, const void* partial, 
     double g[kBlock] = {}, gx[kBlock] = {}, a[kBlock] = {}, ax[kBlock] = {}, ag[kBlock] = {}, q[kBlock] = {},
            qx[kBlock] = {};
     for (int64_t k = 0; k < width; ++k) rstd[k] = rstd_of<A>(args.var, c0 + k, p.eps);
-    for_each_sample<5>(p, t, sums, c0, width, [&](int64_t nc, int64_t k, const A* s) GK_LAMBDA_INLINE {
-      g[k] += double(gain[nc]) * s[0];
-      gx[k] += double(gain[nc]) * s[1];
+    for_each_sample<5>(p, t, sums, c0, width, [&](int64_t nc, int64_t k, const double* s) GK_LAMBDA_INLINE {
+      g[k] += gain[nc] * s[0];
+      gx[k] += gain[nc] * s[1];
       a[k] += s[2];
       ax[k] += s[3];
-      ag[k] += double(gain[nc]) * s[4];
-      q[k] += double(ddgain[nc]) * s[0];
-      qx[k] += double(ddgain[nc]) * s[1];
+      ag[k] += gain[nc] * s[4];
+      q[k] += ddgain[nc] * s[0];
+      qx[k] += ddgain[nc] * s[1];
     });
     ChannelMeans<A> means[kBlock];
     for (int64_t k = 0; k < width; ++k) {
@@ -351,8 +347,8 @@ void backward_backward_terms(const BackwardBackward& args, const void* partial, 
       const A row[5] = {terms_of.of_ddx, terms_of.of_x, terms_of.of_1, means[k].a, means[k].ax};
       for (int i = 0; i < 5; ++i) of[i * p.c + c0 + k] = row[i];
     }
-    for_each_sample<5>(p, t, sums, c0, width, [&](int64_t nc, int64_t k, const A* s) GK_LAMBDA_INLINE {
-      dgain[nc] = second_order_dgain(rstd[k], s[0], s[1], s[4], means[k]);
+    for_each_sample<5>(p, t, sums, c0, width, [&](int64_t nc, int64_t k, const double* s) GK_LAMBDA_INLINE {
+      dgain[nc] = second_order_dgain(rstd[k], A(s[0]), A(s[1]), A(s[4]), means[k]);
     });
   }
 }
@@ -365,7 +361,7 @@ void backward_backward(const BackwardBackward& args, const void* terms, int64_t 
   const A slope = A(p.slope);
   const A* of = static_cast<const A*>(terms);
   Scratch<A> scratch(8, widest(p));
-  const Affine<A> affine{scratch[0], scratch[1], scratch[2]};
+  Affine<A> affine{scratch[0], scratch[1], scratch[2]};
   A *ddxs = scratch[3], *xs = scratch[4], *ones = scratch[5], *dzs = scratch[6], *masks = scratch[7];
   const bool statistics_depend_on_x = p.batch_statistics;
 

@@ -50,6 +50,30 @@ GK_INLINE void sweep(const Columns& columns, Body&& body) {
   for (int64_t j = 0; j < columns.remainder; ++j) body.template operator()<A>(offset + j, j);
 }
 
+template <class A>
+GK_INLINE void clear(A* columns, int64_t width) {
+  for (int64_t j = 0; j < width; ++j) columns[j] = 0;
+}
+
+// Rows whose numbers are added one after the other; the sums of such runs are then added up. The rounding error of a
+// sum grows with the length of its chains, and a tile's hundreds of rows would make them long.
+inline constexpr int64_t kRunRows = 16;
+
+// A sweep whose body adds to run[0..kSums), with the sums over the whole tile in total[0..kSums) at its end.
+template <class A, int kSums, class Body>
+GK_INLINE void sweep_sums(const Columns& columns, A* const (&run)[kSums], A* const (&total)[kSums], Body&& body) {
+  for (A* sum : total) clear(sum, columns.width);
+  for (int64_t row = 0; row == 0 || row < columns.rows; row += kRunRows) {
+    const bool last = row + kRunRows >= columns.rows;
+    const int64_t first = row * columns.width;
+    for (A* sum : run) clear(sum, columns.width);
+    sweep<A>(Columns{columns.width, last ? columns.rows - row : kRunRows, last ? columns.remainder : 0},
+             [&]<class V>(int64_t e, int64_t j) GK_LAMBDA_INLINE { body.template operator()<V>(first + e, j); });
+    for (int k = 0; k < kSums; ++k)
+      for (int64_t j = 0; j < columns.width; ++j) total[k][j] += run[k][j];
+  }
+}
+
 // Memory for per-column values, one array behind the other.
 template <class A>
 class Scratch {
