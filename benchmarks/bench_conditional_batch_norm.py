@@ -3,9 +3,10 @@
     python benchmarks/bench_conditional_batch_norm.py [--quick] [--keep-memory] [--out FILE.csv]
 
 Providers: eager (contiguous, stock PyTorch), eager-best (the same in channels_last), compile (torch.compile of it in
-channels_last), and each of our implementations. All see the same numbers, each is checked before it is timed (error
-against the fp64 reference at most twice eager's, in the worse of its layouts), and they are timed in turns. The peer of
-``speedup_vs_best_peer`` is the fastest correct of the first three. The floor is the DESIGN's 8 passes over the tensor (forward: read, read, write;
+channels_last), and each of our implementations. All see the same numbers, are checked before they are timed, and are
+timed in turns. A peer is correct when it computes the same function as the fp64 reference; ours must also keep its error
+within twice eager's, in the worse of eager's layouts. The peer of ``speedup_vs_best_peer`` is the fastest of the first
+three. The floor is the DESIGN's 8 passes over the tensor (forward: read, read, write;
 backward: x and dy read twice, dx written) at the copy bandwidth measured in the same run.
 """
 
@@ -127,10 +128,14 @@ def benchmark(position: str, shape: tuple[int, ...], dtype: torch.dtype, device:
         2 * max(pair)
         for pair in zip(errors(step(stock, *plain), exact), errors(step(stock, *best), exact), strict=True)
     ]
+    same_function = [torch.finfo(dtype).eps ** 0.5 * want.abs().max().item() for want in exact]
     correct, times = {}, {name: [] for name in contenders}
     for name, (_, provider, tensors) in contenders.items():
         found = errors(step(provider, *tensors), exact)
-        correct[name] = all(error <= bound for error, bound in zip(found, allowed, strict=True))
+        if provider is stock or name == "compile":
+            correct[name] = all(error <= bound for error, bound in zip(found, same_function, strict=True))
+        else:
+            correct[name] = all(error <= bound for error, bound in zip(found, allowed, strict=True))
         step(provider, *tensors)
     names = [name for name in contenders if correct[name]]
     bandwidth = copy_bandwidth(best[0].detach(), device, repeats)
