@@ -4,10 +4,10 @@
 
 Providers: eager (contiguous, stock PyTorch), eager-best (the same in channels_last), compile (torch.compile of it in
 channels_last), and each of our implementations. All see the same numbers, are checked before they are timed, and are
-timed in turns. A peer is correct when it computes the same function as the fp64 reference; ours must also keep its error
-within twice eager's, in the worse of eager's layouts. The peer of ``speedup_vs_best_peer`` is the fastest of the first
-three. The floor is the DESIGN's 8 passes over the tensor (forward: read, read, write;
-backward: x and dy read twice, dx written) at the copy bandwidth measured in the same run.
+timed in turns. A peer is correct when it computes the same function as the fp64 reference; ours must also keep its
+error within twice eager's, in the worse of eager's layouts. The peer of ``speedup_vs_best_peer`` is the fastest of the
+first three. The floor is 8 passes over the tensor (forward: x read twice, y written; backward: x and dy read twice, dx
+written) at the bandwidth of a copy, measured in the same run.
 """
 
 from __future__ import annotations

@@ -30,4 +30,10 @@ else
 fi
 "$bin/gankernels" sample --run "$run" --out "$run/samples.png"
 "$bin/gankernels" evaluate --run "$run" --data "$data" --metrics accuracy,fd
-echo "demo: $((SECONDS - seconds)) s; the pictures, a row for each class, are in $run/samples.png"
+"$bin/python" - "$run/stats.jsonl" <<'EOF'
+import json, sys
+
+last = json.loads(open(sys.argv[1]).readlines()[-1])
+print(f"demo: {last['images']:,} images in {last['seconds']:.0f} s of training, {last['images_per_second']:.0f} images/s")
+EOF
+echo "demo: $((SECONDS - seconds)) s in all; the pictures, a row for each class, are in $run/samples.png"
