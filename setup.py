@@ -90,8 +90,9 @@ class BuildNative(build_ext):
         package = ROOT / "gankernels" if self.inplace else Path(self.build_lib, "gankernels")
         package.mkdir(parents=True, exist_ok=True)
         (package / "_build.json").write_text(json.dumps(facts, indent=2) + "\n")
-        for part, reason in facts["left_out"].items():
-            print(f"gankernels: left out {part}: {reason}", file=sys.stderr)
+        for reason in dict.fromkeys(facts["left_out"].values()):
+            parts = ", ".join(part for part, why in facts["left_out"].items() if why == reason)
+            print(f"gankernels: left out {parts}: {reason}", file=sys.stderr)
 
     def build_extension(self, ext: Extension) -> None:
         target = Path(self.get_ext_fullpath(ext.name)).resolve()

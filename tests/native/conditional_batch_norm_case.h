@@ -1,14 +1,17 @@
-// One case of the test of conditional batch normalisation: its inputs, and the launchers run on guarded arrays.
+// One case of the tests of conditional batch normalisation, on whatever device: its inputs, and the guarded arrays that
+// a device works on.
 #pragma once
 
 #include <memory>
 #include <random>
 #include <string>
+#include <type_traits>
 
 #include "../../csrc/conditional_batch_norm.h"
-#include "../../csrc/cuda/tile.cuh"
 #include "check.h"
 #include "conditional_batch_norm_reference.h"
+#include "cuda_shim/cuda_bf16.h"  // for their bits: they have no others on the CPU
+#include "cuda_shim/cuda_fp16.h"
 #include "cuda_shim/guarded.h"
 
 using namespace gankernels;
@@ -16,6 +19,9 @@ namespace cbn = conditional_batch_norm;
 using cuda_shim::Guarded;
 using reference::Inputs;
 using reference::Numbers;
+
+template <class T>
+using AccumulatorOf = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 template <class T>
 constexpr DType kDType = std::is_same_v<T, double>          ? DType::kFloat64
@@ -49,14 +55,14 @@ Numbers random_numbers(std::mt19937& bits, size_t size, double mean, double devi
   for (double& number : numbers) {
     double sum = -6;  // of twelve uniform numbers: close to normal, and the same with every standard library
     for (int i = 0; i < 12; ++i) sum += bits() * 0x1p-32;
-    number = static_cast<double>(static_cast<T>(static_cast<Accumulator<T>>(mean + deviation * sum)));
+    number = static_cast<double>(static_cast<T>(static_cast<AccumulatorOf<T>>(mean + deviation * sum)));
   }
   return numbers;
 }
 
 template <class T>
 Inputs random_inputs(const Case& k, double mean = 0.5) {
-  using A = Accumulator<T>;
+  using A = AccumulatorOf<T>;
   std::mt19937 bits(static_cast<unsigned>(k.n * 1000003 + k.c * 1009 + k.l));
   const size_t planes = k.n * k.c, pixels = planes * k.l;
   Inputs in = {};
@@ -72,12 +78,13 @@ Inputs random_inputs(const Case& k, double mean = 0.5) {
   return in;
 }
 
+// What the passes read and write, the outputs filled with NaN.
 template <class T>
-class Device {
+class Arrays {
  public:
-  using A = Accumulator<T>;
+  using A = AccumulatorOf<T>;
 
-  Device(const Case& k, const Inputs& in)
+  Arrays(const Case& k, const Inputs& in)
       : k_(k),
         x(pixels()),
         dy(pixels()),
@@ -118,26 +125,28 @@ class Device {
     }
   }
 
-  // All three orders; the statistics of the first go into the others, as a caller's do.
-  void run() {
-    run_order(0, [&](void* workspace) {
-      return cbn::cuda::forward({problem_, x->data(), gain->data(), bias->data(), mean->data(), var->data(), y->data()},
-                                workspace, nullptr);
-    });
-    run_order(1, [&](void* workspace) {
-      return cbn::cuda::backward({problem_, dy->data(), x->data(), gain->data(), bias->data(), mean->data(),
-                                  var->data(), dx->data(), dgain->data(), dbias->data()},
-                                 workspace, nullptr);
-    });
-    run_order(2, [&](void* workspace) {
-      return cbn::cuda::backward_backward(
-          {problem_, ddx->data(), ddgain->data(), ddbias->data(), dy->data(), x->data(), gain->data(), bias->data(),
-           mean->data(), var->data(), ddy->data(), second_dx->data(), second_dgain->data()},
-          workspace, nullptr);
-    });
-    for (auto* a : {&x, &dy, &ddx, &y, &dx, &ddy, &second_dx}) CHECK((*a)->intact(), "%s", k_.name().c_str());
+  std::string name() const { return k_.name(); }
+  const cbn::Problem& problem() const { return problem_; }
+  cbn::Forward forward() const {
+    return {problem_, x->data(), gain->data(), bias->data(), mean->data(), var->data(), y->data()};
+  }
+  cbn::Backward backward() const {
+    return {problem_,     dy->data(),  x->data(),  gain->data(),  bias->data(),
+            mean->data(), var->data(), dx->data(), dgain->data(), dbias->data()};
+  }
+  cbn::BackwardBackward backward_backward() const {
+    return {problem_,    ddx->data(),       ddgain->data(),      ddbias->data(), dy->data(),
+            x->data(),   gain->data(),      bias->data(),        mean->data(),   var->data(),
+            ddy->data(), second_dx->data(), second_dgain->data()};
+  }
+
+  // Whether nothing beside the arrays was written.
+  bool intact() const {
+    for (auto* a : {&x, &dy, &ddx, &y, &dx, &ddy, &second_dx})
+      if (!(*a)->intact()) return false;
     for (auto* a : {&gain, &bias, &ddgain, &ddbias, &dgain, &dbias, &second_dgain, &mean, &var})
-      CHECK((*a)->intact(), "%s", k_.name().c_str());
+      if (!(*a)->intact()) return false;
+    return true;
   }
 
  private:
@@ -147,13 +156,6 @@ class Device {
   Pixels pixels() const { return std::make_unique<Guarded<T>>(k_.n * k_.c * k_.l, k_.misalignment); }
   Planes planes() const { return std::make_unique<Guarded<A>>(k_.n * k_.c); }
   Planes channels() const { return std::make_unique<Guarded<A>>(k_.c); }
-
-  template <class Launch>
-  void run_order(int order, Launch launch) {
-    Guarded<unsigned char> workspace(cbn::cuda::workspace_bytes(problem_, order));
-    CHECK(launch(workspace.data()) == 0, "%s, order %d", k_.name().c_str(), order);
-    CHECK(workspace.intact(), "%s, order %d", k_.name().c_str(), order);
-  }
 
   Case k_;
   cbn::Problem problem_;

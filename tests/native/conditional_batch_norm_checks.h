@@ -1,0 +1,123 @@
+// What every device's conditional batch normalisation has to hold. A device is an object with
+//   template <class T> void run(Arrays<T>& arrays, bool reversed) const
+// which runs all three orders; the statistics of the first go into the others, as a caller's do. `reversed` asks for
+// the same work in another order, which must not change a bit.
+#pragma once
+
+#include <cstring>
+#include <limits>
+
+#include "conditional_batch_norm_case.h"
+
+using reference::Outputs;
+using reference::Results;
+
+// Roundings on the way of one term to a result; sums are trees whose leaves are some tens of terms, whose errors do not
+// all have one sign.
+constexpr double kRoundings = 16;
+
+template <class T>
+constexpr double kUnitRoundoff = std::is_same_v<T, double>          ? 0x1p-53
+                                 : std::is_same_v<T, float>         ? 0x1p-24
+                                 : std::is_same_v<T, __nv_bfloat16> ? 0x1p-8
+                                                                    : 0x1p-11;
+template <class T>
+constexpr double kSubnormalRoundoff = std::is_same_v<T, __half> ? 0x1p-25 : 0;
+
+// Whether rounding may have given z either sign.
+template <class T>
+bool undecided(Bounded z) {
+  return std::fabs(z.value) <= kRoundings * kUnitRoundoff<AccumulatorOf<T>> * z.size;
+}
+
+template <class T, class U>
+void check_close(const char* what, const Case& k, const Guarded<U>& got, const Results& want, bool pictures,
+                 const Results* z = nullptr) {
+  for (size_t i = 0; i < want.size(); ++i) {
+    const double value = static_cast<double>(got[pictures ? k.place(i) : i]);
+    if (z && undecided<T>((*z)[i]) && !std::isnan(value)) continue;
+    const double expected = static_cast<double>(want[i].value);
+    const double bound = static_cast<double>(kUnitRoundoff<U> * std::fabs(want[i].value) + kSubnormalRoundoff<U> +
+                                             kRoundings * kUnitRoundoff<AccumulatorOf<T>> * want[i].size);
+    CHECK(std::fabs(value - want[i].value) <= bound, "%s of %s at %zu: got %.9g, expected %.9g +- %.2g", what,
+          k.name().c_str(), i, value, expected, bound);
+  }
+}
+
+template <class U>
+void check_same(const char* what, const Case& k, const Guarded<U>& a, const Guarded<U>& b) {
+  CHECK(std::memcmp(a.data(), b.data(), a.size() * sizeof(U)) == 0, "%s of %s depends on the order of the work", what,
+        k.name().c_str());
+}
+
+template <class T, class Device>
+void check_case(const Device& device, const Case& k) {
+  Inputs in = random_inputs<T>(k);
+  Outputs want = reference::conditional_batch_norm(in);
+  if (!in.linear) {  // nothing but ddy may depend on the sign of an undecided z
+    for (size_t i = 0; i < in.dy.size(); ++i) in.dy[i] = undecided<T>(want.z[i]) ? 0 : in.dy[i];
+    want = reference::conditional_batch_norm(in);
+  }
+  Arrays<T> got(k, in), reversed(k, in);
+  device.run(reversed, true);
+  device.run(got, false);
+#define CHECK_PIXELS(name, ...) \
+  check_close<T>(#name, k, *got.name, want.name, true, ##__VA_ARGS__), check_same(#name, k, *got.name, *reversed.name)
+#define CHECK_PLANES(name) \
+  check_close<T>(#name, k, *got.name, want.name, false), check_same(#name, k, *got.name, *reversed.name)
+  CHECK_PIXELS(y);
+  CHECK_PIXELS(dx);
+  CHECK_PIXELS(ddy, in.linear ? nullptr : &want.z);
+  CHECK_PIXELS(second_dx);
+  CHECK_PLANES(mean);
+  CHECK_PLANES(var);
+  CHECK_PLANES(dgain);
+  CHECK_PLANES(dbias);
+  CHECK_PLANES(second_dgain);
+#undef CHECK_PIXELS
+#undef CHECK_PLANES
+}
+
+// One bad pixel spoils its channel where it enters the statistics, itself where it does not, and nothing else.
+template <class T, class Device>
+void check_special_values(const Device& device) {
+  for (Layout layout : {Layout::kContiguous, Layout::kChannelsLast}) {
+    for (double special : {std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity()}) {
+      for (bool batch_statistics : {true, false}) {
+        const Case k = {2, 3, 50, layout, Activation::kRelu, batch_statistics, 0};
+        const size_t bad = 70;  // in channel 1 of sample 0
+        Inputs in = random_inputs<T>(k);
+        in.gain[1] = 1;
+        in.x[bad] = special;
+        Arrays<T> got(k, in);
+        device.run(got, false);
+        for (size_t i = 0; i < in.x.size(); ++i) {
+          const bool spoiled = batch_statistics ? i / k.l % k.c == 1 : i == bad;
+          const double y = static_cast<double>((*got.y)[k.place(i)]);
+          const bool right = !spoiled              ? std::isfinite(y)
+                             : batch_statistics    ? std::isnan(y)
+                             : std::isnan(special) ? std::isnan(y)
+                                                   : std::isinf(y);
+          CHECK(right, "y of %s at %zu: got %g with x = %g at %zu", k.name().c_str(), i, y, special, bad);
+        }
+      }
+    }
+  }
+}
+
+// E[x^2] - E[x]^2 would have no correct digit.
+template <class T, class Device>
+void check_far_from_zero(const Device& device) {
+  if (sizeof(T) < sizeof(float)) return;
+  for (Layout layout : {Layout::kContiguous, Layout::kChannelsLast}) {
+    const Case k = {4, 4, 1000, layout, Activation::kNone, true, 0};
+    const Inputs in = random_inputs<T>(k, 1e4);
+    const Outputs want = reference::conditional_batch_norm(in);
+    Arrays<T> got(k, in);
+    device.run(got, false);
+    for (size_t c = 0; c < k.c; ++c) {
+      const double error = static_cast<double>((*got.var)[c] / want.var[c].value - 1);
+      CHECK(std::fabs(error) <= 1e4 * kUnitRoundoff<T>, "var of %s: relative error %g", k.name().c_str(), error);
+    }
+  }
+}
