@@ -12,8 +12,8 @@ Tiling tiling(const Problem& p) {
   const int64_t element = p.dtype == DType::kFloat64 ? 8 : p.dtype == DType::kFloat32 ? 4 : 2;
   const int64_t bytes = p.c * p.l * element;
   if (bytes == 0) return {0, 0, 0, 0};
-  const int64_t wanted = (bytes + kTileBytes - 1) / kTileBytes;
-  const int64_t rows = (p.l + wanted - 1) / (wanted < p.l ? wanted : p.l), splits = (p.l + rows - 1) / rows;
+  const int64_t tiles = (bytes + kTileBytes - 1) / kTileBytes, at_most = tiles < p.l ? tiles : p.l;
+  const int64_t rows = (p.l + at_most - 1) / at_most, splits = (p.l + rows - 1) / rows;
   return {p.n * splits, 0, p.n * splits, rows};
 }
 
