@@ -11,9 +11,9 @@
 #include "common.h"
 
 #ifdef GANKERNELS_WITH_CUDA
-#include <ATen/cuda/CUDAContext.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
 #endif
 
 namespace gankernels::conditional_batch_norm {
@@ -117,7 +117,7 @@ void launch(const Args& args, const Tensor& gain) {
     const c10::cuda::CUDAGuard guard(gain.device());
     const Tensor workspace = at::empty({cuda::workspace_bytes(args.problem, kOrder)}, gain.options().dtype(at::kByte));
     C10_CUDA_CHECK(static_cast<cudaError_t>(
-        launch_cuda(args, workspace.mutable_data_ptr(), at::cuda::getCurrentCUDAStream().stream())));
+        launch_cuda(args, workspace.mutable_data_ptr(), c10::cuda::getCurrentCUDAStream().stream())));
     return;
   }
 #endif
