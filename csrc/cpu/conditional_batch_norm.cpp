@@ -16,6 +16,12 @@ using AccumulatorT = typename AccumulatorOf<T>::type;
 // Channels that a middle step takes together, so that its loops over samples vectorise.
 constexpr int64_t kBlock = 64;
 
+// Rows that the sums of the backwards take in one strip (sweep_sums), and how far ahead a strip asks for its operands:
+// the processor does not foresee its jumps from row to row.
+template <class T>
+constexpr int64_t kStrip = sizeof(T) == 2 ? 4 : 1;
+constexpr int64_t kPrefetchRows = 8;
+
 // Rows whose mean is the origin of a column's deviations.
 constexpr int64_t kLeadRows = 4;
 
@@ -104,10 +110,12 @@ void statistics(const Forward& args, void* partial, int64_t begin, int64_t end) 
     const A share = lead.rows > 0 ? A(1) / A(lead.rows) : A(1);
     for (int64_t j = 0; j < columns.width; ++j) shift[j] *= share;
 
-    sweep_sums<A>(columns, run, {sum, square}, [&]<class V>(int64_t e, int64_t j) GK_LAMBDA_INLINE {
+    const int64_t ahead = kPrefetchRows * columns.width;
+    sweep_sums<A, 4>(columns, run, {sum, square}, [&]<class V>(int64_t e, int64_t j, V* sums) GK_LAMBDA_INLINE {
       const V d = load<V>(x + e) - load<V>(shift + j);
-      add(run[0] + j, d);
-      add(run[1] + j, d * d);
+      __builtin_prefetch(x + e + ahead);
+      sums[0] += d;
+      sums[1] += d * d;
     });
 
     const auto moments = [&](int64_t j) GK_LAMBDA_INLINE {
@@ -191,12 +199,14 @@ void backward_sums(const Backward& args, void* partial, int64_t begin, int64_t e
     const T *x = static_cast<const T*>(args.x) + tile.offset, *dy = static_cast<const T*>(args.dy) + tile.offset;
     const Columns columns = Columns::of<A>(tile);
     affine.fill(args, tile, columns);
-    sweep_sums<A>(columns, run, total, [&]<class V>(int64_t e, int64_t j) GK_LAMBDA_INLINE {
+    const int64_t ahead = kPrefetchRows * columns.width;
+    sweep_sums<A, kStrip<T>>(columns, run, total, [&]<class V>(int64_t e, int64_t j, V* sums) GK_LAMBDA_INLINE {
       const V mean = load<V>(affine.mean + j), scale = load<V>(affine.scale + j), bias = load<V>(affine.bias + j);
       const V xm = load<V>(x + e) - mean, z = xm * scale + bias;
       const V dz = activate_backward<kAct>(z, load<V>(dy + e), splat<V>(slope));
-      add(run[0] + j, dz);
-      add(run[1] + j, dz * xm);
+      if constexpr (kStrip<T> > 1) __builtin_prefetch(x + e + ahead), __builtin_prefetch(dy + e + ahead);
+      sums[0] += dz;
+      sums[1] += dz * xm;
     });
     for (int q = 0; q < 2; ++q) fold(p, tile, columns, total[q], static_cast<A*>(partial) + q * t.slots * p.c);
   }
@@ -297,15 +307,17 @@ void backward_backward_sums(const BackwardBackward& args, void* partial, int64_t
             *ddx = static_cast<const T*>(args.ddx) + tile.offset;
     const Columns columns = Columns::of<A>(tile);
     affine.fill(args, tile, columns);
-    sweep_sums<A>(columns, run, total, [&]<class V>(int64_t e, int64_t j) GK_LAMBDA_INLINE {
+    const int64_t ahead = kPrefetchRows * columns.width;
+    sweep_sums<A, kStrip<T>>(columns, run, total, [&]<class V>(int64_t e, int64_t j, V* sums) GK_LAMBDA_INLINE {
       const V mean = load<V>(affine.mean + j), scale = load<V>(affine.scale + j), bias = load<V>(affine.bias + j);
       const V xm = load<V>(x + e) - mean, z = xm * scale + bias, a = load<V>(ddx + e);
       const V dz = activate_backward<kAct>(z, load<V>(dy + e), splat<V>(slope));
-      add(run[0] + j, dz);
-      add(run[1] + j, dz * xm);
-      add(run[2] + j, a);
-      add(run[3] + j, a * xm);
-      add(run[4] + j, dz * a);
+      if constexpr (kStrip<T> > 1) __builtin_prefetch(x + e + ahead), __builtin_prefetch(dy + e + ahead);
+      sums[0] += dz;
+      sums[1] += dz * xm;
+      sums[2] += a;
+      sums[3] += a * xm;
+      sums[4] += dz * a;
     });
     for (int q = 0; q < 5; ++q) fold(p, tile, columns, total[q], static_cast<A*>(partial) + q * t.slots * p.c);
   }
