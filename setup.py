@@ -80,7 +80,7 @@ class BuildNative(build_ext):
     """Runs CMake, puts the extension beside the Python files, and ``_build.json`` beside it."""
 
     def run(self) -> None:
-        facts = plan()
+        facts = self.facts = plan()
         if "cpu" not in facts["left_out"]:
             try:
                 super().run()
@@ -97,7 +97,7 @@ class BuildNative(build_ext):
     def build_extension(self, ext: Extension) -> None:
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         build = ROOT / "build" / f"native-{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
-        cuda = "cuda" not in plan()["left_out"]
+        cuda = "cuda" not in self.facts["left_out"]
         configure = [
             find_tool("cmake"), "-S", ROOT, "-B", build, "-G", "Ninja",
             f"-DCMAKE_MAKE_PROGRAM={find_tool('ninja')}",

@@ -212,7 +212,8 @@ void backward_sums(const Backward& args, void* partial, int64_t begin, int64_t e
   }
 }
 
-// Calls body(n, c, k, sums) for the samples and channels of a block, with the sums over the sample's slots.
+// Calls body(nc, k, sums) for the samples and channels c0 + k of a block: nc is the place in [N, C], and the sums are
+// those over the sample's slots.
 template <int kSums, class A, class Body>
 GK_INLINE void for_each_sample(const Problem& p, const Tiling& t, const A* partial, int64_t c0, int64_t width,
                                Body&& body) {
