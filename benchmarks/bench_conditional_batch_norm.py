@@ -30,7 +30,7 @@ from torch import Tensor
 import gankernels
 from gankernels import dispatch
 from gankernels.ops import conditional_batch_norm
-from gankernels.train.memory import keep_freed_memory
+from gankernels._memory import keep_freed_memory
 
 OP = "conditional_batch_norm"
 PASSES = 8

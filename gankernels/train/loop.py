@@ -23,7 +23,7 @@ from gankernels.train import checkpoint, precision
 from gankernels.train.batches import Batches, Dataset
 from gankernels.train.config import Config, differences, from_dict
 from gankernels.train.images import generate, save_grid
-from gankernels.train.memory import keep_freed_memory
+from gankernels._memory import keep_freed_memory
 from gankernels.train.step import State, d_step, g_step, new_state
 from gankernels.train.telemetry import Progress, Telemetry
 
