@@ -18,12 +18,12 @@ import numpy as np
 import torch
 
 from gankernels import _files, dispatch, models
+from gankernels._memory import keep_freed_memory
 from gankernels.errors import InputError
 from gankernels.train import checkpoint, precision
 from gankernels.train.batches import Batches, Dataset
 from gankernels.train.config import Config, differences, from_dict
 from gankernels.train.images import generate, save_grid
-from gankernels._memory import keep_freed_memory
 from gankernels.train.step import State, d_step, g_step, new_state
 from gankernels.train.telemetry import Progress, Telemetry
 
