@@ -7,6 +7,9 @@
 
 namespace gankernels::cpu::GK_ISA {
 
+template <class T>
+using AccumulatorT = typename AccumulatorOf<T>::type;
+
 struct Tile {
   int64_t offset;         // of its first number
   int64_t sample;         // n
@@ -15,39 +18,91 @@ struct Tile {
   int64_t slot;  // where its partial results go, of slots() for each channel
 };
 
+// Numbers that one step takes.
+template <class T>
+inline constexpr int64_t kStep = kRegisters<T> * kLanes<AccumulatorT<T>>;
+
 // The columns over which a tile is swept. A tile with few channels is cut into wider rows, each some pixels long, so
-// that every width is whole vectors, or so large that its odd end does not matter.
+// that every width is whole steps, or so large that its odd end does not matter.
 struct Columns {
   int64_t width;      // numbers in a row of the sweep: a multiple of `channels`
   int64_t rows;       // whole rows
   int64_t remainder;  // numbers in the row that the tile's end cuts off
+  int64_t stepped;    // columns that whole steps cover
 
-  template <class A>
+  template <class T>
   static GK_INLINE Columns of(const Tile& tile) {
+    constexpr int64_t step = kStep<T>;
     const int64_t total = tile.channels * tile.rows;
     int64_t width = tile.channels;
-    // The least common multiple of channels and lanes, where that is not too wide.
-    while (width % kLanes<A> != 0 && width < 32 * kLanes<A> && width * 4 <= total) width += tile.channels;
-    if (width % kLanes<A> != 0 && tile.channels > kLanes<A>) width = tile.channels;
-    // Some vectors side by side, so that no sum waits for the one before.
-    while (width < 8 * kLanes<A> && width * 4 <= total) width *= 2;
-    return {width, total / width, total % width};
+    // The least common multiple of channels and step, where that is not too wide.
+    while (width % step != 0 && width < 32 * step && width * 4 <= total) width += tile.channels;
+    if (width % step != 0 && tile.channels > step) width = tile.channels;
+    // Some steps side by side, so that no sum waits for the one before.
+    while (width < 8 * kLanes<AccumulatorT<T>> && width * 4 <= total) width *= 2;
+    return {width, total / width, total % width, width / step * step};
+  }
+
+  // Where an array of per-column values holds column j: step for step in the order of load_step's registers.
+  template <class T>
+  GK_INLINE int64_t place(int64_t j) const {
+    if constexpr (kRegisters<T> == 1) return j;
+    if (j >= stepped) return j;
+    const int64_t within = j % kStep<T>;
+    return j - within + within % 2 * (kStep<T> / 2) + within / 2;
   }
 };
 
-// Calls body<V>(offset, column) for every V of the tile, in the order of memory: V is a vector, or a number at odd
-// ends. One row at a time: several rows side by side would save loads of per-column values, but took twice as long,
-// since the processor prefetches one long stream better than many short ones.
-template <class A, class Body>
-GK_INLINE void sweep(const Columns& columns, Body&& body) {
-  const int64_t width = columns.width;
-  const int64_t vectors = width / kLanes<A> * kLanes<A>;
-  int64_t offset = 0;
-  for (int64_t row = 0; row < columns.rows; ++row, offset += width) {
-    for (int64_t j = 0; j < vectors; j += kLanes<A>) body.template operator()<Vector<A>>(offset + j, j);
-    for (int64_t j = vectors; j < width; ++j) body.template operator()<A>(offset + j, j);
+// One step of a sweep: kIn tensors at e and kColumn per-column values at j, kRegs registers of each.
+template <class T, class V, int kRegs, int kIn, int kColumn>
+struct Step {
+  V in[kRegs][kIn], column[kRegs][kColumn];
+
+  GK_INLINE Step(const T* const (&tensors)[kIn], int64_t e, const AccumulatorT<T>* const (&columns)[kColumn],
+                 int64_t j) {
+    constexpr int64_t lanes = sizeof(V) / sizeof(AccumulatorT<T>);
+    for (int i = 0; i < kIn; ++i) {
+      V registers[kRegs];
+      if constexpr (kRegs > 1) {
+        load_step(tensors[i] + e, registers);
+      } else {
+        registers[0] = load<V>(tensors[i] + e);
+      }
+      for (int r = 0; r < kRegs; ++r) in[r][i] = registers[r];
+    }
+    for (int r = 0; r < kRegs; ++r)
+      for (int k = 0; k < kColumn; ++k) column[r][k] = load<V>(columns[k] + j + r * lanes);
   }
-  for (int64_t j = 0; j < columns.remainder; ++j) body.template operator()<A>(offset + j, j);
+};
+
+// out = body(in, column) everywhere, in the order of memory: body(const V* in, const V* column, V* out), where V is a
+// vector, or a number at odd ends. One row at a time: several side by side would save loads of per-column values, but
+// took twice as long, since the processor prefetches one long stream better than many short ones.
+template <class T, int kIn, int kColumn, int kOut, class Body>
+GK_INLINE void sweep(const Columns& columns, const T* const (&in)[kIn], const AccumulatorT<T>* const (&column)[kColumn],
+                     T* const (&out)[kOut], Body&& body) {
+  using A = AccumulatorT<T>;
+  const int64_t width = columns.width;
+  const auto step = [&]<class V, int kRegs>(int64_t e, int64_t j) GK_LAMBDA_INLINE {
+    const Step<T, V, kRegs, kIn, kColumn> at(in, e, column, j);
+    V results[kRegs][kOut];
+    for (int r = 0; r < kRegs; ++r) body(at.in[r], at.column[r], results[r]);
+    for (int k = 0; k < kOut; ++k) {
+      if constexpr (kRegs > 1) {
+        store_step<V>(out[k] + e, {results[0][k], results[1][k]});
+      } else {
+        store(out[k] + e, results[0][k]);
+      }
+    }
+  };
+  int64_t e = 0;
+  for (int64_t row = 0; row < columns.rows; ++row, e += width) {
+    int64_t j = 0;
+    for (; j < columns.stepped; j += kStep<T>) step.template operator()<Vector<A>, kRegisters<T>>(e + j, j);
+    for (; j + kLanes<A> <= width; j += kLanes<A>) step.template operator()<Vector<A>, 1>(e + j, j);
+    for (; j < width; ++j) step.template operator()<A, 1>(e + j, j);
+  }
+  for (int64_t j = 0; j < columns.remainder; ++j) step.template operator()<A, 1>(e + j, columns.template place<T>(j));
 }
 
 template <class A>
@@ -59,20 +114,38 @@ GK_INLINE void clear(A* columns, int64_t width) {
 // sum grows with the length of its chains, and a tile's hundreds of rows would make them long.
 inline constexpr int64_t kRunRows = 16;
 
-// A sweep for sums: body(offset, column, sums) adds to sums[0..kSums), which are registers; total[0..kSums) has them
-// over the whole tile at its end. Each column takes kStrip rows in one go: fewer loads and stores of sums, but more
-// streams from memory, so that 16-bit numbers gain and a second fp32 operand loses (both were measured).
-template <class A, int64_t kStrip, int kSums, class Body>
-GK_INLINE void sweep_sums(const Columns& columns, A* const (&run)[kSums], A* const (&total)[kSums], Body&& body) {
-  const int64_t width = columns.width, vectors = width / kLanes<A> * kLanes<A>;
-  const auto strip = [&]<class V, int64_t kRows>(int64_t first, int64_t j) GK_LAMBDA_INLINE {
-    V sums[kSums] = {};
-    for (int64_t r = 0; r < kRows; ++r) body(first + r * width + j, j, sums);
-    for (int k = 0; k < kSums; ++k) add(run[k] + j, sums[k]);
+// How far ahead a strip of rows asks for its operands: the processor does not foresee its jumps from row to row.
+inline constexpr int64_t kPrefetchRows = 8;
+
+// A sweep for sums over the rows of each column: body(const V* in, const V* column, V* sums) adds to sums[0..kSums),
+// which are registers; total[0..kSums) has them at its end, and run[0..kSums) is memory that it needs. Each column
+// takes kStrip rows in one go: fewer loads and stores of sums, but more streams from memory, so that 16-bit numbers
+// gain and a second fp32 operand loses (both were measured).
+template <class T, int64_t kStrip, int kIn, int kColumn, int kSums, class Body>
+GK_INLINE void sweep_sums(const Columns& columns, const T* const (&in)[kIn],
+                          const AccumulatorT<T>* const (&column)[kColumn], AccumulatorT<T>* const (&run)[kSums],
+                          AccumulatorT<T>* const (&total)[kSums], Body&& body) {
+  using A = AccumulatorT<T>;
+  const int64_t width = columns.width;
+  const auto strip = [&]<class V, int kRegs, int64_t kRows>(int64_t first, int64_t j) GK_LAMBDA_INLINE {
+    constexpr int64_t lanes = sizeof(V) / sizeof(A);
+    V sums[kRegs][kSums] = {};
+    for (int64_t row = 0; row < kRows; ++row) {
+      const int64_t e = first + row * width;
+      if constexpr (kStrip > 1)
+        for (const T* x : in) __builtin_prefetch(x + e + kPrefetchRows * width);
+      const Step<T, V, kRegs, kIn, kColumn> at(in, e, column, j);
+      for (int r = 0; r < kRegs; ++r) body(at.in[r], at.column[r], sums[r]);
+    }
+    for (int r = 0; r < kRegs; ++r)
+      for (int k = 0; k < kSums; ++k) add(run[k] + j + r * lanes, sums[r][k]);
   };
   const auto rows_at = [&]<int64_t kRows>(int64_t row) GK_LAMBDA_INLINE {
-    for (int64_t j = 0; j < vectors; j += kLanes<A>) strip.template operator()<Vector<A>, kRows>(row * width, j);
-    for (int64_t j = vectors; j < width; ++j) strip.template operator()<A, kRows>(row * width, j);
+    const int64_t e = row * width;
+    int64_t j = 0;
+    for (; j < columns.stepped; j += kStep<T>) strip.template operator()<Vector<A>, kRegisters<T>, kRows>(e + j, j);
+    for (; j + kLanes<A> <= width; j += kLanes<A>) strip.template operator()<Vector<A>, 1, kRows>(e + j, j);
+    for (; j < width; ++j) strip.template operator()<A, 1, kRows>(e + j, j);
   };
   for (A* sum : total) clear(sum, width);
   int64_t row = 0;
@@ -82,7 +155,8 @@ GK_INLINE void sweep_sums(const Columns& columns, A* const (&run)[kSums], A* con
     for (; row + kStrip <= end; row += kStrip) rows_at.template operator()<kStrip>(row);
     for (; row < end; ++row) rows_at.template operator()<1>(row);
     if (row == columns.rows)
-      for (int64_t j = 0; j < columns.remainder; ++j) strip.template operator()<A, 1>(row * width, j);
+      for (int64_t j = 0; j < columns.remainder; ++j)
+        strip.template operator()<A, 1, 1>(row * width + j, columns.template place<T>(j));
     for (int k = 0; k < kSums; ++k)
       for (int64_t j = 0; j < width; ++j) total[k][j] += run[k][j];
   } while (row < columns.rows);

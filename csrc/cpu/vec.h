@@ -65,17 +65,18 @@ GK_INLINE To bit_cast(const From& from) {
 
 // ---- bf16: the upper half of a float, rounded to nearest even ----
 
+// Rounded into the upper half of its bits; the lower half is anything.
 template <class U, class V>
 GK_INLINE U round_to_upper_half(V v) {
   const U bits = bit_cast<U>(v), rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
-  return (v == v ? rounded : U{} + 0x7fc00000u) >> 16;
+  return v == v ? rounded : U{} + 0x7fc00000u;
 }
 
 GK_INLINE float to_float(BFloat16 value) {
   return bit_cast<float>(uint32_t(value.bits) << 16);
 }
 GK_INLINE BFloat16 to_bfloat16(float value) {
-  return {uint16_t(round_to_upper_half<uint32_t>(value))};
+  return {uint16_t(round_to_upper_half<uint32_t>(value) >> 16)};
 }
 
 // ---- fp16 ----
@@ -168,7 +169,7 @@ GK_INLINE void store(T* p, V v) {
         *p = to_float16(v);
       }
     } else if constexpr (std::is_same_v<T, BFloat16>) {
-      narrow(p, round_to_upper_half<Bits>(v));
+      narrow(p, round_to_upper_half<Bits>(v) >> 16);
     } else {
 #if defined(__AVX512F__) && GK_VECTOR_BYTES == 64
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(__m512(v), _MM_FROUND_TO_NEAREST_INT));
@@ -180,6 +181,42 @@ GK_INLINE void store(T* p, V v) {
     }
   } else {
     std::memcpy(p, &v, sizeof v);
+  }
+}
+
+// ---- Steps: as many registers as one pass over T takes at a time ----
+
+// Two of bf16, split into the numbers at even and at odd places: a shift and a mask, where neighbours would take two
+// conversions, and on the way back one blend in place of two packings and half the stores.
+template <class T>
+inline constexpr int kRegisters = std::is_same_v<T, BFloat16> ? 2 : 1;
+
+template <class V, class T>
+GK_INLINE void load_step(const T* p, V (&v)[kRegisters<T>]) {
+  if constexpr (kRegisters<T> == 2) {
+    Bits bits;
+    std::memcpy(&bits, p, sizeof bits);
+    v[0] = V(bits << 16);
+    v[1] = V(bits & 0xffff0000u);
+  } else {
+    v[0] = load<V>(p);
+  }
+}
+
+template <class V, class T>
+GK_INLINE void store_step(T* p, const V (&v)[kRegisters<T>]) {
+  if constexpr (kRegisters<T> == 2) {
+    const Bits even = round_to_upper_half<Bits>(v[0]) >> 16, odd = round_to_upper_half<Bits>(v[1]);
+#if defined(__AVX512BW__) && GK_VECTOR_BYTES == 64
+    const Bits both = Bits(_mm512_mask_blend_epi16(0xaaaaaaaau, __m512i(even), __m512i(odd)));
+#elif defined(__AVX2__) && GK_VECTOR_BYTES == 32
+    const Bits both = Bits(_mm256_blend_epi16(__m256i(even), __m256i(odd), 0xaa));
+#else
+    const Bits both = even | (odd & 0xffff0000u);
+#endif
+    std::memcpy(p, &both, sizeof both);
+  } else {
+    store(p, v[0]);
   }
 }
 

@@ -1,0 +1,151 @@
+// What the passes of every order share. Included by conditional_batch_norm*.cpp, which are built once per instruction
+// set.
+#pragma once
+
+#include <cmath>
+
+#include "conditional_batch_norm.h"
+#include "tile.h"
+
+namespace gankernels::conditional_batch_norm::cpu::GK_ISA {
+
+using namespace gankernels::cpu::GK_ISA;
+
+// ---- The passes, as conditional_batch_norm.h describes them: one file an order ----
+
+template <class T>
+void statistics(const Forward& args, void* partial, int64_t begin, int64_t end);
+template <class T>
+void merge_statistics(const Forward& args, const void* partial, int64_t c_begin, int64_t c_end);
+template <class T, Activation kAct>
+void forward(const Forward& args, int64_t begin, int64_t end);
+
+template <class T, Activation kAct>
+void backward_sums(const Backward& args, void* partial, int64_t begin, int64_t end);
+template <class T>
+void backward_terms(const Backward& args, const void* partial, void* terms, int64_t c_begin, int64_t c_end);
+template <class T, Activation kAct>
+void backward(const Backward& args, const void* terms, int64_t begin, int64_t end);
+
+template <class T, Activation kAct>
+void backward_backward_sums(const BackwardBackward& args, void* partial, int64_t begin, int64_t end);
+template <class T>
+void backward_backward_terms(const BackwardBackward& args, const void* partial, void* terms, int64_t c_begin,
+                             int64_t c_end);
+template <class T, Activation kAct>
+void backward_backward(const BackwardBackward& args, const void* terms, int64_t begin, int64_t end);
+
+// GK_FOR_EACH_TYPE(GK_X): GK_X(T) for every element type.
+#define GK_FOR_EACH_TYPE(GK_X) GK_X(float) GK_X(double) GK_X(BFloat16) GK_X(Float16)
+
+// ---- Tiles ----
+
+// Channels that a middle step takes together, so that its loops over samples vectorise.
+inline constexpr int64_t kBlock = 64;
+
+// Rows that the sums of the backwards take in one strip (sweep_sums).
+template <class T>
+inline constexpr int64_t kStrip = sizeof(T) == 2 ? 4 : 1;
+
+GK_INLINE Tile tile_at(const Problem& p, const Tiling& t, int64_t index) {
+  if (p.layout == Layout::kContiguous) {
+    const int64_t c = index / p.n, n = index % p.n;
+    return {(n * p.c + c) * p.l, n, c, 1, p.l, n};
+  }
+  const int64_t splits = t.slots / p.n, n = index / splits, row = index % splits * t.rows_of_tile;
+  return {(n * p.l + row) * p.c, n, 0, p.c, rows_of_slot(p, t, index), index};
+}
+
+GK_INLINE int64_t widest(const Problem& p) {
+  const int64_t channels = p.layout == Layout::kContiguous ? 1 : p.c;
+  return channels + 64 * kLanes<float>;
+}
+
+// ---- Per-column values ----
+
+// Rounded once: it multiplies everything.
+template <class A>
+GK_INLINE A rstd_of(const void* var, int64_t c, double eps) {
+  return A(1 / std::sqrt(static_cast<const A*>(var)[c] + eps));
+}
+
+// Fills dst with value(channel) for every column.
+template <class T, class A, class Value>
+GK_INLINE void expand(const Tile& tile, const Columns& columns, A* dst, Value&& value) {
+  for (int64_t j = 0, k = 0; j < columns.width; ++j) {
+    dst[columns.place<T>(j)] = value(tile.first_channel + k);
+    if (++k == tile.channels) k = 0;
+  }
+}
+
+// Adds up the columns of each channel into the partial results [slots, C].
+template <class T, class A>
+GK_INLINE void fold(const Problem& p, const Tile& tile, const Columns& columns, const A* column_sums, A* partial) {
+  A* dst = partial + tile.slot * p.c + tile.first_channel;
+  for (int64_t k = 0; k < tile.channels; ++k) dst[k] = column_sums[columns.place<T>(k)];
+  for (int64_t j = tile.channels, k = 0; j < columns.width; ++j) {
+    dst[k] += column_sums[columns.place<T>(j)];
+    if (++k == tile.channels) k = 0;
+  }
+}
+
+// An affine function of x is slope * (x - mean) + constant. For 16-bit x it is taken as slope * x + (constant - slope *
+// mean), an operation and an operand less: such an x is itself rounded to 2^-8 or 2^-11 of the mean, and fp32 keeps the
+// difference to 2^-24 of it, as eager PyTorch does. For wider x the difference must be taken first.
+template <class T>
+inline constexpr bool kFromZero = sizeof(T) == 2;
+
+template <class T, class A>
+GK_INLINE A constant_of(A constant, A slope, A mean) {
+  return kFromZero<T> ? constant - slope * mean : constant;
+}
+template <class T, class V>
+GK_INLINE V from_origin(V x, V mean) {
+  return kFromZero<T> ? x : x - mean;
+}
+
+// What z needs of each column, in the forward and in every backward alike, so that all find the same sign.
+template <class T>
+struct Affine {
+  using A = AccumulatorT<T>;
+  A *mean, *scale, *bias;
+  int64_t sample = -1, channel = -1, width = -1;  // of what the columns hold
+
+  template <class Args>
+  GK_INLINE void fill(const Args& args, const Tile& tile, const Columns& columns) {
+    if (sample == tile.sample && channel == tile.first_channel && width == columns.width) return;
+    sample = tile.sample, channel = tile.first_channel, width = columns.width;
+    const double eps = args.problem.eps;
+    const int64_t row = tile.sample * args.problem.c;
+    const A *gains = static_cast<const A*>(args.gain) + row, *biases = static_cast<const A*>(args.bias) + row,
+            *means = static_cast<const A*>(args.mean);
+    const auto scale_of = [&](int64_t c) GK_LAMBDA_INLINE { return gains[c] * rstd_of<A>(args.var, c, eps); };
+    expand<T>(tile, columns, mean, [&](int64_t c) { return means[c]; });
+    expand<T>(tile, columns, scale, scale_of);
+    expand<T>(tile, columns, bias, [&](int64_t c) { return constant_of<T>(biases[c], scale_of(c), means[c]); });
+  }
+
+  // z = (x - mean) * scale + bias, of columns[0..3) = mean, scale, bias.
+  template <class V>
+  static GK_INLINE V z(V x, const V* columns) {
+    return from_origin<T>(x, columns[0]) * columns[1] + columns[2];
+  }
+};
+
+// Calls body(nc, k, sums) for the samples and channels c0 + k of a block: nc is the place in [N, C], and the sums are
+// those over the sample's slots.
+template <int kSums, class A, class Body>
+GK_INLINE void for_each_sample(const Problem& p, const Tiling& t, const A* partial, int64_t c0, int64_t width,
+                               Body&& body) {
+  const int64_t splits = p.n > 0 ? t.slots / p.n : 0, stride = t.slots * p.c;
+  for (int64_t n = 0; n < p.n; ++n) {
+    for (int64_t k = 0; k < width; ++k) {
+      double sums[kSums] = {};
+      for (int64_t s = 0; s < splits; ++s)
+        for (int q = 0; q < kSums; ++q) sums[q] += partial[q * stride + (n * splits + s) * p.c + c0 + k];
+      body(n * p.c + c0 + k, k, sums);
+    }
+  }
+}
+
+}  // namespace gankernels::conditional_batch_norm::cpu::GK_ISA
