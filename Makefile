@@ -43,6 +43,7 @@ format: $(VENV)/installed-dev
 aot: $(VENV)/installed-dev
 	$(BIN)/python tests/ahead_of_time/triton_kernels.py
 	$(BIN)/python tests/ahead_of_time/cuda_kernels.py
+	$(BIN)/python tests/ahead_of_time/cuda_bindings.py
 
 bench: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/bench_conditional_batch_norm.py

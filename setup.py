@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -52,6 +53,11 @@ def find_nvcc() -> str | None:
     return str(beside) if beside.exists() else shutil.which("nvcc")
 
 
+def toolkit_release(nvcc: str) -> str:
+    found = re.search(r"release (\d+\.\d+)", subprocess.check_output([nvcc, "--version"], text=True))
+    return found[1] if found else "unknown"
+
+
 def plan() -> dict:
     """What can be built here: the facts for ``_build.json``, with ``left_out`` telling each part's reason."""
     torch, compiler, nvcc = find_torch(), find_compiler(), find_nvcc()
@@ -73,6 +79,12 @@ def plan() -> dict:
         facts["left_out"]["cuda"] = f"not built: torch {torch.__version__} has no CUDA"
     elif nvcc is None:
         facts["left_out"]["cuda"] = "not built: no nvcc; set CUDA_HOME to a CUDA toolkit, then install again"
+    elif (release := toolkit_release(nvcc)).split(".")[0] != torch.version.cuda.split(".")[0]:
+        # Another major release brings a second CUDA runtime into the process, beside torch's.
+        facts["left_out"]["cuda"] = (
+            f"not built: {nvcc} is of CUDA {release}, torch of CUDA {torch.version.cuda}; "
+            f"set CUDA_HOME to a CUDA {torch.version.cuda.split('.')[0]} toolkit, then install again"
+        )
     return facts
 
 
@@ -81,12 +93,18 @@ class BuildNative(build_ext):
 
     def run(self) -> None:
         facts = self.facts = plan()
-        if "cpu" not in facts["left_out"]:
+        left_out, compiler, inplace = facts["left_out"], self.compiler, self.inplace
+        while "cpu" not in left_out:
             try:
                 super().run()
+                break
             except (OSError, subprocess.CalledProcessError) as error:
-                # pip shows this output with -v; without a working toolchain the rest of the package still runs.
-                facts["left_out"] = dict.fromkeys(("cpu", "cuda"), f"not built: the native build failed ({error})")
+                # Once more without CUDA, which must not take the CPU part with it. pip shows this output with -v;
+                # without any working toolchain the rest of the package still runs.
+                part = "cpu" if "cuda" in left_out else "cuda"
+                left_out[part] = f"not built: the native build failed ({error})"
+                # run() changes both, and failed before it put them back.
+                self.compiler, self.inplace = compiler, inplace
         package = ROOT / "gankernels" if self.inplace else Path(self.build_lib, "gankernels")
         package.mkdir(parents=True, exist_ok=True)
         (package / "_build.json").write_text(json.dumps(facts, indent=2) + "\n")

@@ -3,6 +3,14 @@
 
 namespace gankernels::conditional_batch_norm::cuda {
 
+// The channel's first value. Means are kept as distances from it: where |mean| >> std they have the size of std, and so
+// have their rounding errors when they are merged.
+template <class T>
+__device__ __forceinline__ Accumulator<T> origin(const Forward& args, int64_t c) {
+  const int64_t stride = args.problem.layout == Layout::kChannelsLast ? 1 : args.problem.l;
+  return static_cast<Accumulator<T>>(static_cast<const T*>(args.x)[c * stride]);
+}
+
 // Bytes: N*C*L elements in (x); out the moments [slices, C] of the tiles. Deviations are taken from a tile's own first
 // pixel: their mean square exceeds the variance of m pixels by at most a factor of m, however far from zero x lies.
 template <class Access>
@@ -34,7 +42,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
 #pragma unroll
     for (int k = 0; k < kLanes; ++k) {
       const A mean = sum[k] / count, m2 = squares[k] - sum[k] * mean;
-      moments[k] = {count, shift[k] + mean, m2 < 0 ? A(0) : m2};
+      moments[k] = {count, shift[k] - origin<T>(args, tile.c + k) + mean, m2 < 0 ? A(0) : m2};
     }
   }
   Access::reduce(moments);
@@ -44,9 +52,10 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
 }
 
 // Merges the moments of a channel; NaN where there were no pixels. Bytes: moments [slices, C] in, mean and var [C] out.
-template <class A>
+template <class T>
 __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
-    statistics_kernel(Forward args, const Moments<A>* partials, int64_t slices) {
+    statistics_kernel(Forward args, const Moments<Accumulator<T>>* partials, int64_t slices) {
+  using A = Accumulator<T>;
   const int64_t c = static_cast<int64_t>(blockIdx.x) * kFinishX + threadIdx.x;
   const bool exists = c < args.problem.c;
   Moments<A> moments[1] = {};
@@ -58,7 +67,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
   reduce_rows(moments);
   if (threadIdx.y != 0 || !exists) return;
   const A var = moments[0].m2 / moments[0].count;
-  static_cast<A*>(args.mean)[c] = moments[0].count == 0 ? var : moments[0].mean;
+  static_cast<A*>(args.mean)[c] = moments[0].count == 0 ? var : origin<T>(args, c) + moments[0].mean;
   static_cast<A*>(args.var)[c] = var;
 }
 
@@ -94,13 +103,13 @@ int forward(const Forward& args, void* workspace, void* stream) {
   return with_access(p.dtype, p.layout, p.c, p.l, {args.x, args.y}, [&](auto access) {
     return with_activation(p.activation, [&](auto act) -> int {
       using Access = decltype(access);
-      using A = Accumulator<typename Access::Element>;
+      using T = typename Access::Element;
       Launches launches{stream};
       if (p.batch_statistics) {
         const Tiling tiling = tile_batch(p, Access::kWidth);
-        auto* partials = static_cast<Moments<A>*>(workspace);  // [slices, C]
+        auto* partials = static_cast<Moments<Accumulator<T>>*>(workspace);  // [slices, C]
         launches(moments_kernel<Access>, tiling.blocks, tiling.threads(), args, tiling, partials);
-        launches(statistics_kernel<A>, ceil_div<int64_t>(p.c, kFinishX), finish_threads(), args, partials,
+        launches(statistics_kernel<T>, ceil_div<int64_t>(p.c, kFinishX), finish_threads(), args, partials,
                  tiling.slices());
       }
       const Tiling tiling = tile_pictures(p, Access::kWidth);

@@ -11,7 +11,6 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,13 +18,14 @@ from torch import Tensor
 
 from gankernels.ops import _layout
 from gankernels.ops.conditional_batch_norm import reference
+from implementations import interpreter_lacks
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
 INTERPRETS = os.environ.get("TRITON_INTERPRET") == "1"
 if not INTERPRETS and not torch.cuda.is_available():
     pytest.skip("needs TRITON_INTERPRET=1 or a CUDA device", allow_module_level=True)
-if INTERPRETS and triton.__version__.startswith("3.6.") and np.lib.NumpyVersion(np.__version__) >= "2.4.0":
-    pytest.skip("the interpreter of triton 3.6 needs numpy < 2.4", allow_module_level=True)
+if interpreter_lacks():
+    pytest.skip(interpreter_lacks(), allow_module_level=True)
 
 from gankernels.ops.conditional_batch_norm import kernels  # noqa: E402  (imports triton)
 

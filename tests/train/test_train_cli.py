@@ -14,6 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
+pytest.importorskip("tyro", reason="the train command needs tyro")
+
 from gankernels import cli
 from gankernels.errors import InputError
 from gankernels.train import Config, Diverged, generate, load_generator, preset, save_grid, train
