@@ -46,7 +46,7 @@ aot: $(VENV)/installed-dev
 	$(BIN)/python tests/ahead_of_time/cuda_bindings.py
 
 bench: $(VENV)/installed-dev
-	$(BIN)/python benchmarks/bench_conditional_batch_norm.py
+	$(BIN)/python benchmarks/record.py
 
 tables: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/tables.py

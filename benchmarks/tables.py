@@ -1,96 +1,239 @@
 """Writes the tables of the README and the docs from the committed CSVs.
 
-    python benchmarks/tables.py [--check]
+    python benchmarks/tables.py [--check] [--root FOLDER]
 
-A table stands between ``<!-- table: NAME -->`` and ``<!-- end of table -->``; NAME is a key of :data:`TABLES`. With
-``--check`` nothing is written, and the exit code is 1 if a file differs from what its figures say.
+A table stands between ``<!-- table: NAME -->`` and ``<!-- end of table -->``. With ``--check`` nothing is written, and
+the exit code is 1 if a file differs from what its figures say. NAME is one of
+
+- an op, by the name of its page ``docs/ops/<op>.md``: all its rows that are ours, on every device;
+- ``summary``: a line for each op, over its positions, forward and backward, on CPUs; ``gpu``: the same and the steps,
+  on GPUs, or a sentence where none has been measured;
+- ``steps``: whole training steps on CPUs.
+
+The figures are those of ``benchmarks/results/<device>/``: ``ops.csv``, ``steps.csv``, and ``*-system-memory.csv`` of
+the same form, as ``gankernels bench --csv`` writes them.
 """
 
 from __future__ import annotations
 
-import csv
+import argparse
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
-PAGES = ("README.md", "docs/ops/conditional_batch_norm.md")
-PEERS = ("eager", "eager-best", "compile")
+from gankernels._files import replacing
+from gankernels.bench.charts import ms
+from gankernels.bench.rows import Row, read_csv
+from gankernels.bench.summary import (
+    Group,
+    Spread,
+    groups,
+    images_per_second,
+    is_correct,
+    is_ours,
+    milliseconds,
+    number,
+    summarise,
+)
+from gankernels.errors import InputError
+
+NOT_MEASURED = "GPU figures have not been measured yet.\n"
+_FILES = ("ops.csv", "ops-system-memory.csv", "steps.csv", "steps-system-memory.csv")
 _BLOCK = re.compile(r"(<!-- table: (.+?) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
-Row = dict[str, str]
+
+class Figures:
+    """The committed rows of every device, and the tables that can be made of them."""
+
+    def __init__(self, root: Path) -> None:
+        results = root / "benchmarks" / "results"
+        folders = sorted({path.parent for name in _FILES for path in results.glob(f"*/{name}")})
+        self.rows = [row for f in folders for name in _FILES if (f / name).exists() for row in read_csv(f / name)]
+        on_gpu = [row for row in self.rows if row["driver"]]
+        on_cpu = [row for row in self.rows if not row["driver"]]
+        self.tables: dict[str, Callable[[str], str]] = {
+            "summary": lambda page: summary_table(on_cpu, _op_links(root, page)),
+            "steps": lambda page: steps_table(on_cpu),
+            "gpu": lambda page: gpu_tables(on_gpu, _op_links(root, page)),
+        }
+        for path in (root / "docs" / "ops").glob("*.md"):
+            self.tables[path.stem] = self._of_op(path.stem)
+
+    def fill(self, text: str, page: str) -> str:
+        """``text``, which is that of ``page``, with every table written anew.
+
+        Raises:
+            InputError: a marker names no table.
+        """
+
+        def table(match: re.Match[str]) -> str:
+            if match[2] not in self.tables:
+                raise InputError(f"{page}: got table {match[2]!r}, expected one of {', '.join(sorted(self.tables))}")
+            return match[1] + self.tables[match[2]](page) + match[3]
+
+        return _BLOCK.sub(table, text)
+
+    def _of_op(self, op: str) -> Callable[[str], str]:
+        return lambda page: op_table(self.rows, op)
 
 
-def read(op: str) -> list[Row]:
-    """All rows of an op, of every device; each device's own memory setting first."""
-    rows: list[Row] = []
-    for path in sorted(RESULTS.glob(f"*/{op}*.csv"), key=lambda path: (path.parent, len(path.name))):
-        with open(path, newline="") as file:
-            rows += csv.DictReader(file)
-    return rows
+def op_table(rows: Iterable[Row], op: str) -> str:
+    """For each device a line for each row of ours, with the best peer beside it."""
+    mine = [row for row in rows if row["op"] == op]
+    headers = "position, shape, mode, dtype, best peer (ms), ours (ms), against best, against eager, of the floor"
+    return _by_device(mine, headers, lambda group: [_op_line(row, group) for row in group.rows if is_ours(row)])
 
 
-def op_table(rows: Iterable[Row]) -> str:
-    """One line for each measured kernel of ours, with the fastest correct peer beside it."""
-    lines = [
-        "| device | memory | shape | dtype | best peer, ms | ours, ms | against best | against eager | of the floor |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+def _op_line(row: Row, group: Group) -> list[str]:
+    key = group.key
+    ours = f"{_ms(row)} ({row['impl']})" if is_correct(row) else row["correct"]
+    peer = f"{_ms(group.peer)} ({group.peer['provider']})" if group.peer else "none is correct"
+    ratios = [f"{row[name]}x" if row[name] else "" for name in ("speedup_vs_best_peer", "speedup_vs_eager")]
+    return [key.position, key.shape, key.mode, key.dtype, peer, f"**{ours}**", *ratios, _share(row["floor_share"])]
+
+
+def steps_table(rows: Iterable[Row]) -> str:
+    """For each device a line for each kind of step, network and dtype, in images per second."""
+    steps = [row for row in rows if row["mode"].startswith("step")]
+    headers = (
+        "step, network, batch, mode, dtype, eager (images/s), best peer (images/s), ours (images/s), against best, "
+    )
+    return _by_device(steps, headers + "peak MiB (best peer and ours)", lambda group: [_step_line(group)])
+
+
+def _step_line(group: Group) -> list[str]:
+    key, peer, ours = group.key, group.peer, group.best
+    failed = next((row["correct"] for row in group.rows if is_ours(row)), "not measured")
+    ratio = group.against_peer()
+    return [
+        *(key.op, key.position, key.shape.split("x")[0], key.mode, key.dtype),
+        _rate(group.eager),
+        f"{_rate(peer)} ({peer['provider']})" if peer else "none is correct",
+        f"**{_rate(ours) if ours else failed}**",
+        f"{ratio:.2f}x" if ratio else "",
+        " and ".join(row["peak_mib"] or "?" for row in (peer, ours) if row),
     ]
-    for _, group in groupby(rows, key=lambda row: [row[key] for key in ("device", "mode", "position", "dtype")]):
-        members = list(group)
-        peer = min((row for row in members if row["provider"] in PEERS and row["ms"]), key=lambda row: float(row["ms"]))
-        for row in members:
-            if row["provider"] in PEERS:
-                continue
-            ms = f"{float(row['ms']):.2f}" if row["ms"] else row["correct"]
-            cells = [
-                row["device"],
-                "kept" if row["mode"].endswith("kept memory") else "default",
-                f"{row['position']}: {row['shape']}",
-                row["dtype"],
-                f"{float(peer['ms']):.2f} ({peer['provider']})",
-                f"**{ms}**",
-                f"{row['speedup_vs_best_peer']}x",
-                f"{row['speedup_vs_eager']}x",
-                f"{float(row['floor_share'] or 0):.0%}",
+
+
+def summary_table(rows: Iterable[Row], links: dict[str, str]) -> str:
+    """For each device a line for each op and dtype, forward and backward: geometric means and ranges over positions."""
+    names = "op, dtype, shapes, against the best peer, against eager, of the floor, slower than the best peer"
+    blocks = []
+    for device, members in groupby(rows, key=lambda row: row["device"]):
+        own = list(members)
+        lines = [
+            [
+                links.get(found.op, found.op),
+                found.dtype,
+                f"{len(found.groups)}" + (f", {len(found.failed)} of our rows wrong or failed" if found.failed else ""),
+                _spread(found.against_peer),
+                _spread(found.against_eager),
+                f"{found.floor_share.mean:.0%}" if found.floor_share else "",
+                f"at {len(found.lost)}" if found.lost else "nowhere",
             ]
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+            for found in summarise(own)
+            if found.mode == "forward+backward"
+        ]
+        if lines:
+            blocks.append(f"{_caption(device, own)}\n\n{_table(names, lines)}")
+    return "\n".join(blocks) or "Not measured yet.\n"
 
 
-def _short(rows: Iterable[Row]) -> Iterable[Row]:
-    return (row for row in rows if row["shape"] == "64x192x32x32")
+def gpu_tables(rows: Sequence[Row], links: dict[str, str]) -> str:
+    """The summary and the steps on GPUs; the sentence that there are none where there are none."""
+    if not rows:
+        return NOT_MEASURED
+    return f"{summary_table(rows, links)}\nWhole steps:\n\n{steps_table(rows)}"
 
 
-TABLES: dict[str, Callable[[], str]] = {
-    "conditional_batch_norm": lambda: op_table(read("conditional_batch_norm")),
-    "conditional_batch_norm, one shape": lambda: op_table(_short(read("conditional_batch_norm"))),
-}
+def _by_device(rows: Sequence[Row], headers: str, lines: Callable[[Group], list[list[str]]]) -> str:
+    blocks = []
+    for device, members in groupby(rows, key=lambda row: row["device"]):
+        own = list(members)
+        cells = [line for group in groups(own) for line in lines(group)]
+        blocks.append(f"{_caption(device, own)}\n\n{_table(headers, cells)}")
+    return "\n".join(blocks) or "Not measured yet.\n"
 
 
-def fill(text: str) -> str:
-    """``text`` with every table written anew."""
-    return _BLOCK.sub(lambda match: match[1] + TABLES[match[2]]() + match[3], text)
+def _caption(device: str, rows: Sequence[Row]) -> str:
+    """Where, with what and when: all that the lines below have in common."""
+    facts = [device]
+    for column in ("driver", "torch", "commit", "date"):
+        values = sorted({row[column] for row in rows} - {""})
+        if values:
+            name = "" if column == "date" else f"{column} "
+            facts.append(name + (values[0] if len(values) == 1 else f"{values[0]} to {values[-1]}"))
+    return f"{', '.join(facts)}:"
 
 
-def main() -> int:
+def _table(headers: str, lines: Iterable[Sequence[str]]) -> str:
+    names = headers.split(", ")
+    rows = [names, ["---"] * len(names), *lines]
+    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |\n" for row in rows)
+
+
+def _op_links(root: Path, page: str) -> dict[str, str]:
+    """op -> a link from ``page`` to the op's own page, for those that have one."""
+    up = "../" * page.count("/")
+    return {path.stem: f"[{path.stem}]({up}docs/ops/{path.name})" for path in (root / "docs" / "ops").glob("*.md")}
+
+
+def _ms(row: Row) -> str:
+    median = milliseconds(row)
+    return ms(median) if median else ""
+
+
+def _rate(row: Row | None) -> str:
+    rate = images_per_second(row) if row else None
+    return f"{rate:.4g}" if rate else ""
+
+
+def _share(text: str) -> str:
+    value = number(text)
+    return "" if value is None else f"{value:.0%}"
+
+
+def _spread(spread: Spread | None) -> str:
+    return f"**{spread.mean:.2f}x** ({spread.low:.2f} to {spread.high:.2f})" if spread else ""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the tables, or check them; returns the exit code.
+
+    Raises:
+        InputError: figures that cannot be read, or a marker that names no table.
+    """
+    parser = argparse.ArgumentParser(description="Writes the tables of the README and the docs from the CSVs.")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a file differs")
+    parser.add_argument("--root", type=Path, default=Path(__file__).resolve().parent.parent, help="of the repository")
+    arguments = parser.parse_args(argv)
+    root: Path = arguments.root
+    figures = Figures(root)
+    if not figures.rows:
+        print("nothing to do: no figures in benchmarks/results")
+        return 0
     stale = []
-    for page in PAGES:
-        path = ROOT / page
-        before = path.read_text()
-        after = fill(before)
+    for path in [root / "README.md", root / "docs" / "benchmarking.md", *sorted((root / "docs" / "ops").glob("*.md"))]:
+        if not path.exists():
+            continue
+        page = path.relative_to(root).as_posix()
+        before = path.read_text(encoding="utf-8")
+        after = figures.fill(before, page)
         if before != after:
             stale.append(page)
-            if "--check" not in sys.argv:
-                path.write_text(after)
-    print(
-        "\n".join(f"{page}: {'differs' if '--check' in sys.argv else 'written'}" for page in stale) or "nothing to do"
-    )
-    return 1 if stale and "--check" in sys.argv else 0
+            if not arguments.check:
+                with replacing(path) as file:
+                    file.write(after.encode())
+    done = "differs" if arguments.check else "written"
+    print("\n".join(f"{page}: {done}" for page in stale) or "nothing to do")
+    return 1 if stale and arguments.check else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except InputError as error:
+        print(f"tables: error: {error}", file=sys.stderr)
+        sys.exit(2)

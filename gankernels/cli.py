@@ -14,6 +14,8 @@ from gankernels.errors import ImplementationUnavailable, InputError
 #: name -> (module with ``main(argv) -> exit code``, one line for ``--help``). Imported only when asked for.
 COMMANDS = {
     "doctor": ("gankernels.doctor", "what runs on this machine and why; what was left out of the build"),
+    "bench": ("gankernels.bench.cli", "every op and step against PyTorch at its best; `bench compare A B`"),
+    "tune": ("gankernels.bench.tune", "verify every kernel here, then pick the fastest"),
     "data": ("gankernels.data.cli", "prepare SRC OUT.zip: pictures of any kind to the layout that training reads"),
     "train": ("gankernels.train.cli", "train a preset on a data set"),
     "sample": ("gankernels.train.sample", "pictures from a trained generator"),

@@ -4,15 +4,44 @@ import logging
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
+import planted
 import pytest
 import torch
+from planted import plant, ran, square
+from torch._dynamo.testing import CompileCounter
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import gankernels
-from gankernels import _native, dispatch
+from gankernels import _native, dispatch, selfcheck, verdicts
+from gankernels.cli import main
 from gankernels.errors import ImplementationUnavailable, InputError
+from gankernels.verdicts import Verdict
 
 OP = "conditional_batch_norm"
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def fresh(tmp_path, monkeypatch):
+    """A process that has chosen nothing yet, with an empty cache."""
+    monkeypatch.setenv("GANKERNELS_CACHE", str(tmp_path / "cache"))
+    dispatch.forget()
+    yield
+    dispatch.forget()
+
+
+@pytest.fixture
+def checked(fresh, monkeypatch):
+    """The CPU, treated as a GPU is: what was not tuned is checked at its first use."""
+    monkeypatch.setattr(dispatch, "SELF_CHECKED", ("cpu",))
+
+
+def write(op: str, **of_size: Verdict) -> None:
+    verdicts.write(CPU, {op: {"float32": of_size}})
+    dispatch.forget()
 
 
 def call(**keywords):
@@ -60,9 +89,8 @@ def test_unknown_names(name):
         call(impl=name)
 
 
-def test_a_fallback_is_logged_once_and_named(monkeypatch, caplog):
+def test_a_fallback_is_logged_once_and_named(fresh, monkeypatch, caplog):
     monkeypatch.setattr(_native, "why_no_cpu", "not built: a test says so")
-    monkeypatch.setattr(dispatch, "_logged", set())
     with caplog.at_level(logging.WARNING, "gankernels"):
         call()
         call()
@@ -99,3 +127,266 @@ print(sorted({"triton", "PIL", "rich", "tyro", "scipy", "safetensors", "tensorbo
 """
     result = run(code)
     assert result.stdout.strip() == "[]", result.stdout + result.stderr
+
+
+# ---- What tune found ----
+
+WRONG = {"cuda": "result 1: error 1.00e-02 on values up to 3.00e+00"}
+
+
+def test_the_cache_decides_by_size_and_dtype(fresh, monkeypatch):
+    plant(monkeypatch)
+    write(
+        planted.OP,
+        small=Verdict("cpu", {"cpu": 1, "cuda": 2}, {}),
+        medium=Verdict("triton", {"triton": 1, "cuda": 2}, {}),
+        large=Verdict("cuda", {"cuda": 1, "cpu": 2}, {}),
+    )
+    empty = torch.empty(0)
+    found = {numel: dispatch.choose(planted.OP, empty, numel=numel).impl for numel in (0, 2**19, 2**19 + 1, 2**22 + 1)}
+    assert found == {0: "cpu", 2**19: "cpu", 2**19 + 1: "triton", 2**22 + 1: "cuda"}
+    choice = dispatch.choose(planted.OP, torch.empty(8))
+    assert choice.reason.startswith("fastest for small float32, tuned on 20")
+    assert dispatch.choose(planted.OP, torch.empty(8).double()) == ("cuda", "default on cpu")
+    assert dispatch.choose(planted.OP, torch.empty(8), "reference").impl == "reference"
+    with gankernels.use("triton"):
+        assert dispatch.choose(planted.OP, torch.empty(8)).impl == "triton"
+
+
+def test_what_is_wrong_is_no_fallback_either(fresh, monkeypatch, caplog):
+    plant(monkeypatch)
+    wrong = WRONG | {"triton": "RuntimeError: no kernel image"}
+    write(
+        planted.OP, small=Verdict(None, {}, wrong), medium=Verdict("cuda", {}, wrong), large=Verdict("cpu", {}, wrong)
+    )
+    with caplog.at_level(logging.WARNING, "gankernels"):
+        for numel in (1, 2**20, 2**23, 1):
+            assert dispatch.choose(planted.OP, torch.empty(1), numel=numel).impl == "cpu"
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "planted runs on cpu for cpu tensors (cuda: wrong on this machine in float32: result 1: error 1.00e-02 on "
+        "values up to 3.00e+00; triton: wrong on this machine in float32: RuntimeError: no kernel image)"
+    )
+
+
+def test_a_choice_that_cannot_run_any_more_is_not_taken(fresh, monkeypatch):
+    plant(monkeypatch)
+    write(planted.OP, small=Verdict("triton", {"triton": 1}, WRONG))
+    monkeypatch.setattr(dispatch, "machine_lacks", lambda impl, device: "gone" if impl == "triton" else None)
+    dispatch.forget()
+    assert dispatch.choose(planted.OP, torch.empty(1)).impl == "cpu"
+
+
+def test_doctor_tells_of_the_cache(fresh, monkeypatch, capsys):
+    assert gankernels.doctor()["verdicts"]["state"][verdicts.device_name(CPU)] == "none: run `gankernels tune`"
+    of_size = {
+        "small": Verdict("reference", {"cpu": 2, "reference": 1}, {}),
+        "large": Verdict("cpu", {"cpu": 1, "reference": 2}, {}),
+    }
+    wrong = {"small": Verdict("reference", {}, {"cpu": "result 1: error 1e-2"})}
+    verdicts.write(CPU, {OP: {"float32": of_size, "bfloat16": wrong}})
+    dispatch.forget()
+    facts = gankernels.doctor()
+    assert facts["verdicts"]["path"] == str(verdicts.path())
+    assert facts["elsewhere"][OP]["cpu"] == {"float32": {"small": "reference"}, "bfloat16": {"small": "reference"}}
+    main(["doctor"])
+    text = capsys.readouterr().out
+    assert f"{verdicts.device_name(CPU)}: tuned on 20" in text
+    assert "chosen: fastest for large float32, tuned on 20" in text
+    assert "; wrong on this machine: bfloat16: result 1: error 1e-2" in text
+    assert "bfloat16: reference for small" in text
+
+
+def test_doctor_says_why_a_cache_is_ignored(fresh, monkeypatch, capsys):
+    write(OP, small=Verdict("cpu", {}, {}))
+    monkeypatch.setattr(verdicts, "__version__", "99.0")
+    dispatch.forget()
+    main(["doctor"])
+    assert f"ignored: tuned with gankernels {gankernels.__version__}, here is 99.0" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("dynamic", "chosen", "graphs"), [(False, [1, 2, 3, 3], 4), (True, [3, 3, 3, 3], 1)])
+def test_compile_fullgraph_with_a_verdict(fresh, monkeypatch, dynamic, chosen, graphs):
+    """Static shapes are chosen for exactly; dynamic ones get one graph, without a guard on their size."""
+    plant(monkeypatch)
+    write(
+        planted.OP,
+        **{size: Verdict(impl, {}, {}) for size, impl in zip(verdicts.SIZE_CLASSES, KINDS, strict=True)},
+    )
+    torch._dynamo.reset()
+    counter = CompileCounter()
+
+    @torch.compile(fullgraph=True, backend=counter, dynamic=dynamic)
+    def step(x):
+        return x + KINDS[dispatch.choose(planted.OP, x).impl]
+
+    sizes = (4, 2**19 + 1, 2**22 + 1, 2**22 + 2)
+    assert [int(step(torch.zeros(n, dtype=torch.float32))[0]) for n in sizes] == chosen
+    assert counter.frame_count == graphs
+
+
+KINDS = {"cpu": 1, "triton": 2, "cuda": 3}
+
+
+def test_a_compiled_layer_follows_the_verdict(fresh):
+    write(OP, small=Verdict("reference", {}, {}))
+    torch._dynamo.reset()
+    x = torch.randn(2, 3, 4, 4, requires_grad=True)
+    compiled = torch.compile(gankernels.ops.conditional_batch_norm, fullgraph=True, backend="aot_eager")
+    y = compiled(x, torch.ones(2, 3), torch.zeros(2, 3))
+    torch.testing.assert_close(y, gankernels.ops.conditional_batch_norm(x, torch.ones(2, 3), torch.zeros(2, 3)))
+    y.sum().backward()
+
+
+# ---- At first use ----
+
+
+@pytest.mark.parametrize(
+    ("fault", "why"),
+    [
+        ("gradient", "3x5: result 1: error "),
+        ("unwritten", "3x5: result 0: error "),
+        ("raises", "3x5: RuntimeError: no kernel image is available"),
+    ],
+)
+def test_a_wrong_kernel_is_dropped_at_its_first_use(checked, monkeypatch, caplog, fault, why):
+    plant(monkeypatch, cuda=fault)
+    x = torch.randn(3, requires_grad=True)
+    with caplog.at_level(logging.WARNING, "gankernels"):
+        for _ in range(3):
+            square(x).sum().backward()
+    assert ran[-3:] == ["triton"] * 3
+    (record,) = caplog.records
+    assert record.getMessage().startswith(
+        "planted runs on triton for cpu tensors (cuda: fails its self-check in float32: "
+    )
+    assert why in record.getMessage()
+    torch.testing.assert_close(x.grad, 6 * x.detach())
+    found = gankernels.doctor()["ops"][planted.OP]["cpu"]
+    assert found["cuda"].startswith(f"wrong on this machine: float32: {why}")
+    assert found["triton"].startswith("chosen: ")
+
+
+def test_each_kernel_is_checked_once_and_others_are_not(checked, monkeypatch):
+    plant(monkeypatch, cuda="gradient", triton="raises")
+    square(torch.randn(3))
+    assert set(ran) == {"cuda", "triton", "cpu", "reference"}
+    ran.clear()
+    square(torch.randn(3))
+    assert ran == ["cpu"]
+    plant(monkeypatch)
+    square(torch.randn(3).double())
+    assert set(ran) == {"cuda", "reference"}
+
+
+def test_all_wrong_leaves_the_reference(checked, monkeypatch):
+    plant(monkeypatch, cuda="gradient", triton="raises", cpu="unwritten")
+    square(torch.randn(3))
+    assert ran[-1] == "reference"
+
+
+def test_a_valid_cache_makes_the_check_needless(checked, monkeypatch):
+    plant(monkeypatch)
+    write(planted.OP, **dict.fromkeys(verdicts.SIZE_CLASSES, Verdict("cuda", {"cuda": 1}, {})))
+    square(torch.randn(3))
+    assert ran == ["cuda"]
+
+
+def test_a_cpu_is_not_checked(fresh, monkeypatch):
+    plant(monkeypatch, cuda="gradient")
+    square(torch.randn(3))
+    assert ran == ["cuda"]
+
+
+def test_nothing_is_checked_or_logged_during_capture(checked, monkeypatch, caplog):
+    plant(monkeypatch, cuda="gradient")
+    monkeypatch.setattr(selfcheck, "_capturing", lambda device: True)
+    square(torch.randn(3))
+    assert (ran, caplog.records) == (["cuda"], [])
+    monkeypatch.setattr(selfcheck, "_capturing", lambda device: False)
+    square(torch.randn(3))
+    assert ran[-1] == "triton"
+
+
+def test_nothing_is_checked_while_compiling(checked, monkeypatch):
+    plant(monkeypatch, cuda="gradient")
+    torch._dynamo.reset()
+
+    @torch.compile(fullgraph=True, backend="eager")
+    def step(x):
+        return x + KINDS[dispatch.choose(planted.OP, x).impl]
+
+    assert int(step(torch.zeros(3))[0]) == KINDS["cuda"]
+    assert ran == []
+    assert dispatch.choose(planted.OP, torch.zeros(3)).impl == "triton"
+
+
+def test_the_caller_and_the_check_do_not_meet(checked, monkeypatch):
+    """No grad, inference mode, autocast, a random state and a dispatch mode of the caller's."""
+    plant(monkeypatch)
+    before = torch.get_rng_state()
+    with torch.inference_mode(), torch.autocast("cpu"), FakeTensorMode(allow_non_fake_inputs=True):
+        assert dispatch.choose(planted.OP, torch.zeros(3)).impl == "cuda"
+        assert not torch.is_grad_enabled()
+    assert set(ran) == {"cuda", "reference"}
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_threads_check_once(checked, monkeypatch):
+    plant(monkeypatch)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: dispatch.choose(planted.OP, torch.zeros(3)).impl, range(16)))
+    assert set(found) == {"cuda"}
+    assert ran.count("cuda") == 2
+
+
+def test_an_op_may_use_itself_in_its_check(checked, monkeypatch):
+    plant(monkeypatch)
+    monkeypatch.setitem(selfcheck._checks, planted.OP, lambda: [replace(c, ours=twice) for c in planted.checks()])
+
+    def twice(x, impl):
+        dispatch.choose(planted.OP, x)
+        return square(x, impl)
+
+    assert dispatch.choose(planted.OP, torch.zeros(3)).impl == "cuda"
+
+
+def test_without_memory_nothing_is_decided(checked, monkeypatch):
+    plant(monkeypatch, cuda="gradient")
+    verify = selfcheck.verify
+
+    def no_memory(*_):
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(selfcheck, "verify", no_memory)
+    assert dispatch.choose(planted.OP, torch.zeros(3)).impl == "cuda"
+    monkeypatch.setattr(selfcheck, "verify", verify)
+    assert dispatch.choose(planted.OP, torch.zeros(3)).impl == "triton"
+
+
+def test_an_op_without_checks_runs(checked, monkeypatch):
+    plant(monkeypatch)
+    monkeypatch.delitem(selfcheck._checks, planted.OP)
+    square(torch.randn(3))
+    assert ran == ["cuda"]
+
+
+@pytest.mark.skipif(_native.extension is None, reason="the extension is not built")
+@pytest.mark.parametrize("dtype", selfcheck.DTYPES, ids=str)
+def test_conditional_batch_norm_passes_its_checks(dtype):
+    checks = selfcheck.checks_of(OP)
+    assert len(checks) > 4
+    for check in checks:
+        assert selfcheck.verify(check, "cpu", CPU, dtype) is None
+
+
+def test_nothing_is_read_at_import(tmp_path):
+    (tmp_path / "verdicts.json").write_text("damaged")
+    code = """
+import torch, gankernels
+print("imported", flush=True)
+gankernels.dispatch.choose("conditional_batch_norm", torch.zeros(2, 3, 4, 4))
+"""
+    result = run(code, GANKERNELS_CACHE=str(tmp_path))
+    assert result.stdout.strip() == "imported"
+    assert result.stderr.count("it is damaged") == 1

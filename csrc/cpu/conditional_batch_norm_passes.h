@@ -78,14 +78,15 @@ GK_INLINE void expand(const Tile& tile, const Columns& columns, A* dst, Value&& 
   }
 }
 
-// Adds up the columns of each channel into the partial results [slots, C].
+// Adds up the columns of each channel into the partial results [slots, C]; in double, since where a tile has one channel
+// all its columns are one chain.
 template <class T, class A>
 GK_INLINE void fold(const Problem& p, const Tile& tile, const Columns& columns, const A* column_sums, A* partial) {
   A* dst = partial + tile.slot * p.c + tile.first_channel;
-  for (int64_t k = 0; k < tile.channels; ++k) dst[k] = column_sums[columns.place<T>(k)];
-  for (int64_t j = tile.channels, k = 0; j < columns.width; ++j) {
-    dst[k] += column_sums[columns.place<T>(j)];
-    if (++k == tile.channels) k = 0;
+  for (int64_t k = 0; k < tile.channels; ++k) {
+    double sum = 0;
+    for (int64_t j = k; j < columns.width; j += tile.channels) sum += column_sums[columns.place<T>(j)];
+    dst[k] = A(sum);
   }
 }
 

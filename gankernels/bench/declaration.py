@@ -76,6 +76,10 @@ class Benchmark:
         kink: ``(case, *fp64 tensors) -> tensor`` of the output's shape: the distance from where the op's derivative
             jumps. Within rounding of it no cotangent enters, since either side is right.
         launches: kernel launches that any implementation needs, for the floor of small shapes.
+        place: ``(tensors, dtype, memory format) -> tensors``: how inputs, on their device already, take a row's dtype
+            and layout, where not as ``inputs`` says: the weights of a step stay in fp32 beside bf16 pictures.
+        judged: of a step: ``(outputs) -> tensors`` that are held against the exact ones, where not the outputs
+            themselves. It is not timed.
     """
 
     op: str
@@ -91,3 +95,5 @@ class Benchmark:
     reference: str | None = None
     kink: Callable[..., Tensor] | None = None
     launches: Callable[[str], int] = lambda mode: 1
+    place: Callable[[Sequence[Tensor], torch.dtype, torch.memory_format], Sequence[Tensor]] | None = None
+    judged: Callable[[Sequence[Tensor]], Sequence[Tensor]] | None = None

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gankernels._cache_folder import cache_folder
 from gankernels.data import synthetic
 from gankernels.data.arrays import read_idx
-from gankernels.data.storage import cache_folder
 from gankernels.errors import InputError
 
 NAMES = ("fashion-mnist", "digits", "synthetic:<resolution>x<classes>")

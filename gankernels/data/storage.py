@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gankernels import _files
+from gankernels._cache_folder import cache_folder
 from gankernels.errors import InputError
 
 #: A data set is held in memory if it takes at most this share of what is available; larger ones are memory-mapped.
@@ -20,12 +21,6 @@ MEMORY_SHARE = 0.5
 
 #: Part of every key in the cache: raise it when the same input gives other pixels.
 _VERSION = 1
-
-
-def cache_folder() -> Path:
-    """``GANKERNELS_CACHE``, or ``~/.cache/gankernels``. It need not exist, and may be deleted at any time."""
-    given = os.environ.get("GANKERNELS_CACHE")
-    return Path(given).expanduser() if given else Path.home() / ".cache" / "gankernels"
 
 
 def available_memory() -> int:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from gankernels import _files
-from gankernels.data.storage import cache_folder
+from gankernels._cache_folder import cache_folder
 
 _log = logging.getLogger("gankernels")
 _DIGEST_BYTES = hashlib.sha256().digest_size

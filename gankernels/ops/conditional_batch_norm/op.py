@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gankernels import dispatch
+from gankernels import dispatch, selfcheck
 from gankernels.errors import InputError
 from gankernels.ops import _layout
 from gankernels.ops._registration import NAMESPACES, define_triton, families, refuse_transforms
@@ -69,7 +69,7 @@ def conditional_batch_norm(
     _check(x, gain, bias, running_mean, running_var, training, activation)
     given = (None, None) if training else (running_mean, running_var)
 
-    choice = dispatch.choose(_OP, x.device.type, impl)
+    choice = dispatch.choose(_OP, x, impl)
     if choice.impl == "reference":
         y, mean, var = reference.conditional_batch_norm(
             x, gain, bias, *given, eps=eps, activation=activation, slope=slope
@@ -207,3 +207,4 @@ for _namespace in families():
     _register_family(_namespace)
 for _impl in dispatch.IMPLEMENTATIONS:
     dispatch.register(_OP, _impl)
+selfcheck.register(_OP, lambda: importlib.import_module("gankernels.ops.conditional_batch_norm.checks").checks())

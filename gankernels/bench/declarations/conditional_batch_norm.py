@@ -1,0 +1,47 @@
+"""Conditional batch norm with a ReLU behind it, at every shape that the networks have."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gankernels.bench import networks
+from gankernels.bench.declaration import DOUBLE_BACKWARD, FORWARD, FORWARD_BACKWARD, Benchmark, Case
+from gankernels.ops import conditional_batch_norm
+
+#: Forward: x is read twice, y written. Backward: x and dy read twice, dx written. The backward of that: x, dy and the
+#: cotangent of dx read twice, ddy and the new dx written; the penalty reads dx and writes that cotangent.
+_PASSES = {FORWARD: 3, FORWARD_BACKWARD: 3 + 5, DOUBLE_BACKWARD: 3 + 5 + 2 + 8}
+
+
+def _inputs(case: Case, rng: torch.Generator) -> list[Tensor]:
+    x = torch.randn(case.shape, generator=rng)
+    gain, bias = (torch.randn(case.shape[:2], generator=rng) for _ in range(2))
+    return [x, 1 + gain / 4, bias]
+
+
+def _stock(case: Case, x: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
+    return F.relu(F.batch_norm(x, None, None, training=True) * gain[:, :, None, None] + bias[:, :, None, None])
+
+
+def _ours(case: Case, x: Tensor, gain: Tensor, bias: Tensor, impl: str) -> Tensor:
+    return conditional_batch_norm(x, gain, bias, activation="relu", impl=impl)
+
+
+def _kink(case: Case, x: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
+    return conditional_batch_norm(x, gain, bias, impl="reference")
+
+
+CONDITIONAL_BATCH_NORM = Benchmark(
+    op="conditional_batch_norm",
+    cases=networks.conditional_batch_norm_cases(),
+    inputs=_inputs,
+    stock=_stock,
+    ours=_ours,
+    bytes=lambda case, mode, itemsize: case.passes(_PASSES[mode], itemsize),
+    modes=(FORWARD, FORWARD_BACKWARD, DOUBLE_BACKWARD),
+    reference="reference",
+    kink=_kink,
+    launches=lambda mode: {FORWARD: 2, FORWARD_BACKWARD: 4, DOUBLE_BACKWARD: 8}[mode],
+)

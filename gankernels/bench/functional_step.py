@@ -1,0 +1,177 @@
+"""One step of a preset as a function of tensors: weights and state are arguments as the pictures are.
+
+So all providers compute from the same numbers, in fp64 too, and every repetition starts where the last one did.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.utils import parametrize
+
+from gankernels import models
+from gankernels.bench.stock import to_stock
+from gankernels.models import GeneratorModule
+
+#: A preset's overrides as pairs, so that they can be a key.
+Settings = tuple[tuple[str, Any], ...]
+
+_HALF = (torch.bfloat16, torch.float16)
+_INPUTS = 4  # pictures, labels, latents and weights of the interpolation; the networks' state follows
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Networks:
+    """A preset's networks without the numbers in them, on the meta device: what is done with those that are given.
+
+    Their layers are freed of torch's spectral norms, which stand apart: each is taken once a step and outside autocast,
+    as the trainer takes it, however often the discriminator is called.
+    """
+
+    generator: GeneratorModule
+    discriminator: nn.Module
+    parameters: Mapping[str, Tensor]  # of both, in order: "generator.linear.weight", ...
+    buffers: Mapping[str, Tensor]
+    norms: Mapping[str, nn.Module]  # the name of a weight -> its spectral norm
+
+
+class Game(NamedTuple):
+    """What a loss is computed from: the pictures, and both players with their weights. All floats are fp32 or fp64."""
+
+    real: Tensor  # [N, C, H, W]
+    y: Tensor  # int64 [N]
+    z: Tensor  # [N, dim_z]
+    alpha: Tensor  # [N, 1, 1, 1] in [0, 1)
+    generate: Callable[[Tensor, Tensor], Tensor]  # (z, y) -> pictures
+    judge: Callable[[Tensor, Tensor], Tensor]  # (pictures, y) -> logits [N]
+
+    def fake(self) -> Tensor:
+        """Generated pictures that no gradient passes."""
+        with torch.no_grad():
+            return self.generate(self.z, self.y)
+
+
+class Step(NamedTuple):
+    """A kind of step."""
+
+    op: str
+    updates: str  # "generator" or "discriminator": whose gradients it makes
+    loss: Callable[[Game], Tensor]
+
+
+@functools.cache
+def networks(preset: str, settings: Settings, stock: bool) -> Networks:
+    """The networks of a preset, with our kernels or written with stock layers.
+
+    Not to be called from what torch.compile traces.
+    """
+    with torch.device("meta"):
+        pair: tuple[GeneratorModule, nn.Module] = models.build(preset, **dict(settings))
+    if stock:
+        pair = to_stock(pair[0]), to_stock(pair[1])
+    generator, discriminator = pair
+    both = nn.ModuleDict({"generator": generator, "discriminator": discriminator})
+    parameters, buffers = dict(both.named_parameters()), dict(both.named_buffers())
+    norms: dict[str, nn.Module] = {}
+    for name, module in list(both.named_modules()):
+        if parametrize.is_parametrized(module, "weight"):
+            (norms[f"{name}.weight"],) = module.parametrizations.weight
+            parametrize.remove_parametrizations(module, "weight", leave_parametrized=False)
+    return Networks(generator, discriminator, parameters, buffers, norms)
+
+
+def new_inputs(preset: str, settings: Settings, shape: tuple[int, ...], rng: torch.Generator) -> list[Tensor]:
+    """Pictures of ``shape``, labels, latents and weights of the interpolation; then the state of new networks.
+
+    That is all parameters, then all buffers, in the order of :class:`Networks`.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(torch.randint(2**31, (), generator=rng)))
+        generator, discriminator = models.build(preset, **dict(settings))
+    players = (generator, discriminator)
+    return [
+        torch.rand(shape, generator=rng) * 2 - 1,
+        torch.randint(generator.num_classes, shape[:1], generator=rng),
+        torch.randn(shape[0], generator.dim_z, generator=rng),
+        torch.rand(shape[0], 1, 1, 1, generator=rng),
+        *(t.detach().contiguous() for t in itertools.chain(*(player.parameters() for player in players))),
+        *(t.contiguous() for t in itertools.chain(*(player.buffers() for player in players))),
+    ]
+
+
+def inputs_without_numbers(players: Networks, shape: tuple[int, ...]) -> list[Tensor]:
+    """What :func:`new_inputs` gives, on the meta device."""
+    with torch.device("meta"):
+        return [
+            torch.empty(shape),
+            torch.empty(shape[0], dtype=torch.long),
+            torch.empty(shape[0], players.generator.dim_z),
+            torch.empty(shape[0], 1, 1, 1),
+            *players.parameters.values(),
+            *players.buffers.values(),
+        ]
+
+
+def place(tensors: Sequence[Tensor], dtype: torch.dtype, memory_format: torch.memory_format) -> list[Tensor]:
+    """Inputs in a row's dtype and layout; beside pictures in 16 bits, weights and state are fp32, as in training."""
+    full = torch.float32 if dtype in _HALF else dtype
+    return [
+        tensor.to(
+            dtype if index < _INPUTS else full,
+            memory_format=memory_format if tensor.dim() == 4 else torch.preserve_format,
+        )
+        if tensor.is_floating_point()
+        else tensor
+        for index, tensor in enumerate(tensors)
+    ]
+
+
+def run(step: Step, players: Networks, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The loss of ``step`` and the gradients of the network that it updates, from what :func:`new_inputs` lists.
+
+    Pictures in a 16-bit dtype ask for autocast to it. No input is changed.
+    """
+    real, y, z, alpha, *state = tensors
+    count = len(players.parameters)
+    weights = {
+        name: tensor.detach().requires_grad_(name.startswith(step.updates))
+        for name, tensor in zip(players.parameters, state[:count], strict=True)
+    }
+    # Running statistics and the vectors of spectral norms move within a step: it has its own.
+    buffers = {name: tensor.detach().clone() for name, tensor in zip(players.buffers, state[count:], strict=True)}
+    given = {**weights, **buffers}
+    for name, norm in players.norms.items():
+        prefix = name.removesuffix("weight") + "parametrizations.weight."
+        vectors = {vector: given.pop(f"{prefix}0.{vector}") for vector, _ in norm.named_buffers()}
+        given[name] = functional_call(norm, vectors, (given.pop(f"{prefix}original"),))
+
+    def call(player: nn.Module, prefix: str, *args: Tensor) -> Tensor:
+        own = {name.removeprefix(prefix): tensor for name, tensor in given.items() if name.startswith(prefix)}
+        half = real.dtype in _HALF
+        with torch.autocast(real.device.type, dtype=real.dtype) if half else contextlib.nullcontext():
+            return _full(functional_call(player, own, args, strict=True))
+
+    game = Game(
+        _full(real),
+        y,
+        _full(z),
+        _full(alpha),
+        generate=functools.partial(call, players.generator, "generator."),
+        judge=functools.partial(call, players.discriminator, "discriminator."),
+    )
+    loss = step.loss(game)
+    updated = [tensor for name, tensor in weights.items() if name.startswith(step.updates)]
+    return [loss.detach(), *torch.autograd.grad(loss, updated)]
+
+
+def _full(tensor: Tensor) -> Tensor:
+    """In fp32; in fp64 as it is."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -1,0 +1,272 @@
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils import parametrize
+
+import gankernels
+from gankernels import dispatch, models, ops
+from gankernels.bench import steps
+from gankernels.bench.stock import to_stock
+from gankernels.errors import InputError
+from gankernels.models.losses import hinge_d, hinge_g
+from gankernels.ops import conditional_batch_norm
+
+TINY = {"channels": 3, "num_classes": 4, "g_ch": 4, "d_ch": 4, "dim_z": 8}
+CASE = steps.make_case("tiny", "sngan-32", 6, **TINY)
+TINY_STEPS = {step.op: steps.make_benchmark(step, [CASE]) for step in steps._KINDS}
+every_step = pytest.mark.parametrize("declared", TINY_STEPS.values(), ids=TINY_STEPS)
+
+
+def placed(declared, dtype=torch.float64, memory_format=torch.contiguous_format, seed=0):
+    drawn = declared.inputs(CASE, torch.Generator().manual_seed(seed))
+    return [t.requires_grad_() if t.is_floating_point() else t for t in declared.place(drawn, dtype, memory_format)]
+
+
+# ---- to_stock ----
+
+
+@pytest.fixture
+def no_op_of_ours(monkeypatch):
+    def refuse(op, *args):
+        raise AssertionError(f"{op} ran")
+
+    monkeypatch.setattr(dispatch, "choose", refuse)
+
+
+class Layers(nn.Module):
+    """One layer of ours of each kind."""
+
+    def __init__(self, **settings):
+        super().__init__()
+        self.table = gankernels.nn.ConditionalBatchNorm2d(6, num_classes=4, **settings)
+        self.map = gankernels.nn.ConditionalBatchNorm2d(6, cond_features=5, **settings)
+        self.plain = models.sngan.BatchNormReLU(6)
+
+    def forward(self, x, y, vector):
+        return self.plain(self.map(self.table(x, y), vector))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"activation": "relu"},
+        {"activation": "lrelu", "slope": 0.3, "momentum": None},
+        {"activation": "none", "track_running_stats": False, "eps": 1e-3},
+    ],
+)
+def test_stock_layers_compute_the_same(settings, training):
+    torch.manual_seed(0)
+    ours = Layers(**settings).double().train(training)
+    for p in ours.parameters():
+        nn.init.normal_(p)
+    theirs = to_stock(ours)
+    assert not {id(p) for p in ours.parameters()} & {id(p) for p in theirs.parameters()}, "a copy"
+    x = torch.randn(5, 6, 4, 4, dtype=torch.float64).requires_grad_()
+    inputs = (x, torch.tensor([0, 1, 2, 3, 1]), torch.randn(5, 5, dtype=torch.float64))
+    results = []
+    for net in (ours, theirs):
+        for _ in range(2):
+            y = net(*inputs)
+        gradients = torch.autograd.grad(y.sin().sum(), [x, *net.parameters()])
+        # BatchNormReLU does not count its batches, as nn.BatchNorm2d does: nothing depends on it.
+        state = [tensor for name, tensor in net.state_dict().items() if name != "plain.num_batches_tracked"]
+        results.append([y, *gradients, *state])
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("preset", models.presets())
+def test_no_op_of_ours_runs_in_a_stock_preset(preset, no_op_of_ours):
+    generator, discriminator = (to_stock(net) for net in models.build(preset))
+    with torch.device("meta"):
+        z, y = torch.empty(2, generator.dim_z), torch.empty(2, dtype=torch.long)
+    pictures = generator.to("meta")(z, y)
+    assert discriminator.to("meta")(pictures, y).shape == (2,)
+
+
+def test_stock_keeps_layout_precision_and_mode():
+    generator, _ = models.build("sngan-32", **TINY)
+    stock = to_stock(generator.eval().bfloat16())
+    assert not stock.blocks[0].norm1.training
+    weight = stock.blocks[0].conv1.weight
+    assert weight.dtype == torch.bfloat16
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+
+
+class ByName(nn.Module):
+    def forward(self, x):
+        return conditional_batch_norm(x, x.mean((2, 3)), x.mean((2, 3)))
+
+
+class ByModule(nn.Module):
+    def forward(self, x):
+        return ops.conditional_batch_norm(x, x.mean((2, 3)), x.mean((2, 3)))
+
+
+class ByPackage(nn.Module):
+    def forward(self, x):
+        return gankernels.ops.conditional_batch_norm(x, x.mean((2, 3)), x.mean((2, 3)))
+
+
+class Derived(gankernels.nn.ConditionalBatchNorm2d):
+    pass
+
+
+@pytest.mark.parametrize("layer", [ByName(), ByModule(), ByPackage(), Derived(4, num_classes=2)], ids=repr)
+def test_a_layer_without_stock_form_is_named(layer):
+    name = type(layer).__name__
+    with pytest.raises(InputError, match=rf"model: got the layer {name} at 1, expected .*ConditionalBatchNorm2d"):
+        to_stock(nn.Sequential(nn.ReLU(), layer))
+    with pytest.raises(InputError, match=f"model: got the layer {name}, expected"):
+        to_stock(layer)
+
+
+# ---- Steps ----
+
+
+def networks_of(tensors):
+    """Networks that hold the state that is among a step's inputs."""
+    nets = nn.ModuleList(models.build("sngan-32", **TINY)).double()
+    state = [*nets.parameters(), *nets.buffers()]
+    with torch.no_grad():
+        for mine, given in zip(state, tensors[4:], strict=True):
+            mine.copy_(given)
+    return nets
+
+
+def expected(op, tensors):
+    """The step as a training loop has it: modules, backward()."""
+    real, y, z, alpha = (t.detach() for t in tensors[:4])
+    generator, discriminator = networks_of(tensors)
+    updated = generator if op == "g_step" else discriminator
+    with parametrize.cached():
+        if op == "g_step":
+            loss = hinge_g(discriminator(generator(z, y), y))
+        else:
+            fake = generator(z, y).detach()
+            x = {"d_step_r1": real, "d_step_wgan_gp": alpha * real + (1 - alpha) * fake}.get(op, real).requires_grad_()
+            d_real, d_fake, d_x = (discriminator(pictures, y) for pictures in (real, fake, x))
+            (gradient,) = torch.autograd.grad(d_x.sum(), x, create_graph=True)
+            norm = torch.linalg.vector_norm(gradient, dim=(1, 2, 3))
+            loss = {
+                "d_step": lambda: hinge_d(d_real, d_fake),
+                "d_step_r1": lambda: hinge_d(d_real, d_fake) + 10 * (norm**2).mean() / 2,
+                "d_step_wgan_gp": lambda: d_fake.mean() - d_real.mean() + 10 * ((norm - 1) ** 2).mean(),
+            }[op]()
+        loss.backward()
+    return [loss.detach(), *(p.grad for p in updated.parameters())]
+
+
+@every_step
+def test_a_step_is_what_a_training_loop_does(declared):
+    tensors = placed(declared)
+    for got, want in zip(declared.stock(CASE, *tensors), expected(declared.op, tensors), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-11)
+
+
+@every_step
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_stock_and_ours_agree_and_every_repetition_is_the_same(declared, memory_format):
+    tensors = placed(declared, memory_format=memory_format)
+    before = [t.clone() for t in tensors]
+    stock = declared.stock(CASE, *tensors)
+    for impl in ("auto", "reference"):
+        for got, want in zip(declared.ours(CASE, *tensors, impl=impl), stock, strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
+    again = declared.stock(CASE, *tensors)
+    assert all(torch.equal(got, want) for got, want in zip(again, stock, strict=True))
+    assert all(torch.equal(now, then) for now, then in zip(tensors, before, strict=True)), "no input is changed"
+    assert not any(t.requires_grad for t in stock)
+
+
+@every_step
+def test_bf16_rows_run_under_autocast_with_fp32_weights(declared):
+    tensors = placed(declared, torch.bfloat16, torch.channels_last)
+    assert {t.dtype for t in tensors[4:] if t.is_floating_point()} == {torch.float32}
+    weights = [t for t in tensors[4:] if t.dim() == 4]
+    assert all(t.is_contiguous(memory_format=torch.channels_last) for t in weights)
+    exact = declared.stock(CASE, *[t.detach().double() if t.is_floating_point() else t for t in tensors])
+    seen = []
+    conv2d = F.conv2d
+
+    def watched(*args, **keywords):
+        y = conv2d(*args, **keywords)
+        seen.append(y.dtype)
+        return y
+
+    for provider in (declared.stock, functools.partial(declared.ours, impl="auto")):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(F, "conv2d", watched)
+            outputs = provider(CASE, *tensors)
+        assert {t.dtype for t in outputs} == {torch.float32}
+        got, want = (declared.judged(results)[0].double() for results in (outputs, exact))
+        assert F.cosine_similarity(got, want, dim=0) > 0.98
+    assert set(seen) == {torch.bfloat16}
+
+
+@every_step
+def test_what_is_judged_is_one_vector(declared):
+    tensors = placed(declared)
+    (vector,) = declared.judged(declared.stock(CASE, *tensors))
+    updated = networks_of(tensors)[0 if declared.op == "g_step" else 1]
+    assert vector.shape == (1 + sum(p.numel() for p in updated.parameters()),)
+
+
+def test_floors():
+    d_step, g_step, r1, _ = TINY_STEPS.values()
+    counts = [sum(p.numel() for p in net.parameters()) for net in models.build("sngan-32", **TINY)]
+    pictures = 6 * 3 * 32 * 32
+    assert d_step.bytes(CASE, "step", 2) == 4 * (sum(counts) + counts[1]) + 2 * pictures
+    assert g_step.bytes(CASE, "step", 4) == 4 * (sum(counts) + counts[0]) + 4 * pictures
+    assert r1.flops(CASE, "step") > 1.2 * d_step.flops(CASE, "step")
+    half = steps.make_case("half the batch", "sngan-32", 3, **TINY)
+    assert 2 * d_step.flops(half, "step") == pytest.approx(d_step.flops(CASE, "step"), rel=1e-3)
+
+
+def test_flops_are_those_of_the_convolutions():
+    def convolutions(net, out_of):
+        total = 0
+
+        def count(module, inputs, output):
+            nonlocal total
+            total += 2 * output.numel() // len(output) * module.weight[0].numel()
+
+        hooks = [m.register_forward_hook(count) for m in net.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+        out_of(net)
+        for hook in hooks:
+            hook.remove()
+        return total
+
+    generator, discriminator = models.build("sngan-32", **TINY)
+    y = torch.zeros(2, dtype=torch.long)
+    g = convolutions(generator, lambda net: net(torch.randn(2, 8), y))
+    d = convolutions(discriminator, lambda net: net(torch.randn(2, 3, 32, 32), y))
+    # A forward of G; of D, on twice the pictures, the forward and both gradients, but none in the pictures.
+    first = 2 * 32 * 32 * 4 * 3 * 9 + 2 * 16 * 16 * 4 * 3
+    assert TINY_STEPS["d_step"].flops(CASE, "step") == 6 * (g + 2 * (3 * d - first))
+
+
+def test_declared_steps():
+    assert [declared.op for declared in steps.STEPS] == ["d_step", "g_step", "d_step_r1", "d_step_wgan_gp"]
+    for declared in steps.STEPS:
+        assert list(declared.modes) == ["step"]
+        assert [case.shape for case in declared.cases if case.quick] == [(64, 1, 32, 32)]
+        assert declared.cases[1].shape == (64, 3, 32, 32), "the paper's widths"
+
+
+def test_a_whole_penalised_step_compiles_in_one_graph():
+    declared = TINY_STEPS["d_step_r1"]
+    tensors = placed(declared)
+    want = declared.stock(CASE, *tensors)
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(trace_autograd_ops=True):
+        step = torch.compile(functools.partial(declared.stock, CASE), backend="aot_eager", fullgraph=True)
+        for got, expect in zip(step(*tensors), want, strict=True):
+            torch.testing.assert_close(got, expect, rtol=1e-9, atol=1e-11)
