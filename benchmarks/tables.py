@@ -8,7 +8,8 @@ the exit code is 1 if a file differs from what its figures say. NAME is one of
 - an op, by the name of its page ``docs/ops/<op>.md``: all its rows that are ours, on every device;
 - ``summary``: a line for each op, over its positions, forward and backward, on CPUs; ``gpu``: the same and the steps,
   on GPUs, or a sentence where none has been measured;
-- ``steps``: whole training steps on CPUs.
+- ``steps``: whole training steps on CPUs;
+- ``losses``: every contest that the best peer wins, on every device.
 
 The figures are those of ``benchmarks/results/<device>/``: ``ops.csv``, ``steps.csv``, and ``*-system-memory.csv`` of
 the same form, as ``gankernels bench --csv`` writes them.
@@ -57,6 +58,7 @@ class Figures:
             "summary": lambda page: summary_table(on_cpu, _op_links(root, page)),
             "steps": lambda page: steps_table(on_cpu),
             "gpu": lambda page: gpu_tables(on_gpu, _op_links(root, page)),
+            "losses": lambda page: losses_table(self.rows),
         }
         for path in (root / "docs" / "ops").glob("*.md"):
             self.tables[path.stem] = self._of_op(path.stem)
@@ -146,6 +148,25 @@ def gpu_tables(rows: Sequence[Row], links: dict[str, str]) -> str:
     if not rows:
         return NOT_MEASURED
     return f"{summary_table(rows, links)}\nWhole steps:\n\n{steps_table(rows)}"
+
+
+def losses_table(rows: Sequence[Row]) -> str:
+    """For each device a line for each contest in which our fastest implementation is slower than the best peer."""
+    headers = "op, position, shape, mode, dtype, best peer (ms), ours (ms), against best"
+
+    def line(group: Group) -> list[list[str]]:
+        ratio, key = group.against_peer(), group.key
+        if ratio is None or ratio >= 1 or group.best is None or group.peer is None:
+            return []
+        peer = f"{_ms(group.peer)} ({group.peer['provider']})"
+        ours = f"{_ms(group.best)} ({group.best['impl']})"
+        return [[key.op, key.position, key.shape, key.mode, key.dtype, peer, ours, f"{ratio:.2f}x"]]
+
+    if not rows:
+        return "Not measured yet.\n"
+    contests = [groups(own) for _, own in groupby(rows, key=lambda row: row["device"])]
+    lost = [row for own in contests for group in own if line(group) for row in group.rows]
+    return _by_device(lost, headers, line) if lost else "Nowhere, of what was measured.\n"
 
 
 def _by_device(rows: Sequence[Row], headers: str, lines: Callable[[Group], list[list[str]]]) -> str:

@@ -107,7 +107,8 @@ class Problem:
         for index, (got, want) in enumerate(zip(results, self.exact, strict=True)):
             if got.shape != want.shape:
                 return f"result {index}: shape {tuple(got.shape)}, expected {tuple(want.shape)}"
-        if eager:
+        # A whole step's rounding is a matter of chance: one ReLU that flips decides it. Its ops are held to the rule.
+        if eager and self.mode != STEP:
             return beyond_twice_eager(results, self.exact, eager)
         return another_function(results, self.exact, provider.dtype)
 
