@@ -1,7 +1,7 @@
 // Built once per instruction set: GK_ISA is the namespace, GK_VECTOR_BYTES the width of a register.
 #include "spectral_norm.h"
 
-#include "vec.h"
+#include "stream.h"
 
 namespace gankernels::spectral_norm::cpu::GK_ISA {
 namespace {
@@ -177,14 +177,22 @@ void sum_along(const Matrix& m, const void* w, const void* across, void* sums, i
 }
 
 template <class T, class Out>
-void scale(const void* w_, double sigma, void* y_, int64_t begin, int64_t end) {
+void scale(const void* w_, double sigma, bool large, void* y_, int64_t begin, int64_t end) {
   using A = AccumulatorT<T>;
   const T* w = static_cast<const T*>(w_);
   Out* y = static_cast<Out*>(y_);
   const A divisor = A(sigma);
   int64_t i = begin;
+  const auto one_by_one = [&](int64_t last) GK_LAMBDA_INLINE {
+    for (; i < last; ++i) store(y + i, load<A>(w + i) / divisor);
+  };
+  if (large) {
+    while (i < end && !streamable(y + i, 0)) one_by_one(i + 1);
+    for (; i + kLanes<A> <= end; i += kLanes<A>) stream(y + i, load<Vector<A>>(w + i) / splat<Vector<A>>(divisor));
+    end_of_stream();
+  }
   for (; i + kLanes<A> <= end; i += kLanes<A>) store(y + i, load<Vector<A>>(w + i) / splat<Vector<A>>(divisor));
-  for (; i < end; ++i) store(y + i, load<A>(w + i) / divisor);
+  one_by_one(end);
 }
 
 // ---- Derivatives ----
@@ -244,12 +252,19 @@ void backward(const Matrix& m, const Terms<double>& terms, const void* dy_, cons
   const Out* dy = static_cast<const Out*>(dy_);
   T* dw = static_cast<T*>(dw_);
   const A sigma = A(terms.sigma), of_uv = A(terms.of_uv);
-  with_rank_one<A>(
-      m, along, across, begin, end,
-      [&]<class V>(int64_t i, V uv) GK_LAMBDA_INLINE {
-        store(dw + i, (load<V>(dy + i) - splat<V>(of_uv) * uv) / splat<V>(sigma));
-      },
-      []() GK_LAMBDA_INLINE {});
+  const auto value = [&]<class V>(int64_t i, V uv) GK_LAMBDA_INLINE {
+    return (load<V>(dy + i) - splat<V>(of_uv) * uv) / splat<V>(sigma);
+  };
+  if (is_large(m) && streamable(dw, m.columns)) {
+    with_rank_one<A>(
+        m, along, across, begin, end, [&]<class V>(int64_t i, V uv) GK_LAMBDA_INLINE { stream(dw + i, value(i, uv)); },
+        []() GK_LAMBDA_INLINE {});
+    end_of_stream();
+  } else {
+    with_rank_one<A>(
+        m, along, across, begin, end, [&]<class V>(int64_t i, V uv) GK_LAMBDA_INLINE { store(dw + i, value(i, uv)); },
+        []() GK_LAMBDA_INLINE {});
+  }
 }
 
 template <class T, class Out>

@@ -6,6 +6,11 @@
 
 namespace gankernels::spectral_norm::cpu {
 
+// Whether a weight is so large that its results should not displace others from the caches.
+inline bool is_large(const Matrix& m) {
+  return m.size() >= 1 << 20;
+}
+
 // <a, dy>, <a, u v^T> and <dy, W>; order 1 needs the last alone.
 struct Products {
   double a_dy = 0, a_uv = 0, dy_w = 0;
@@ -18,8 +23,8 @@ struct Passes {
   void (*iterate)(const Matrix&, const void* w, const void* along, void* across, void* sums, int64_t, int64_t);
   void (*across)(const Matrix&, const void* w, const void* along, void* across, int64_t, int64_t);
   void (*along)(const Matrix&, const void* w, const void* across, void* sums, int64_t, int64_t);
-  // y = W / sigma, for a range of numbers.
-  void (*scale)(const void* w, double sigma, void* y, int64_t, int64_t);
+  // y = W / sigma, for a range of numbers; `large` is is_large of the weight.
+  void (*scale)(const void* w, double sigma, bool large, void* y, int64_t, int64_t);
 
   Products (*backward_sums)(const void* dy, const void* w, int64_t, int64_t);  // for a range of numbers
   void (*backward)(const Matrix&, const Terms<double>&, const void* dy, const void* along, const void* across, void* dw,

@@ -169,8 +169,9 @@ void forward(const cpu::Passes& pass, const Options& options, const Forward& lay
   }
   *static_cast<A*>(layer.sigma) = A(sigma);
   x.get(m, layer.u, layer.v);
-  at::parallel_for(0, m.size(), kGrain,
-                   [&](int64_t begin, int64_t end) { pass.scale(layer.w, A(sigma), layer.y, begin, end); });
+  at::parallel_for(0, m.size(), kGrain, [&](int64_t begin, int64_t end) {
+    pass.scale(layer.w, A(sigma), cpu::is_large(m), layer.y, begin, end);
+  });
 }
 
 // The sum over the bands, in their order.
