@@ -66,8 +66,8 @@ GK_HOST_DEVICE Terms<A> backward_backward_terms(A sigma, A dy_w, A a_uv, A a_dy)
   return {sigma, (2 * a_uv * (dy_w / sigma) - a_dy) / sigma, share, share};
 }
 
-// One weight and what belongs to it. u and v are [h] and [w] in torch's order and, like sigma, in the accumulation type.
-// W, a and dW have one element type, y, dy and ddy another or the same; all six lie in memory as the matrix says.
+// One weight and what belongs to it. u and v are [h] and [w] in torch's order and, like sigma, in the accumulation
+// type. W, a and dW have one element type, y, dy and ddy another or the same; all six lie in memory as the matrix says.
 struct Forward {
   Matrix matrix;
   const void *w, *u0, *v0;  // u0 is read without iterations alone

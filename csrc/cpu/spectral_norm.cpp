@@ -91,8 +91,7 @@ GK_INLINE void in_periods(int64_t columns, int64_t inner, Body&& body) {
 template <class A>
 class Period {
  public:
-  explicit Period(int64_t inner)
-      : inner_(inner), data_(static_cast<A*>(std::malloc(inner * kLanes<A> * sizeof(A)))) {}
+  explicit Period(int64_t inner) : inner_(inner), data_(static_cast<A*>(std::malloc(inner * kLanes<A> * sizeof(A)))) {}
   ~Period() { std::free(data_); }
   Period(const Period&) = delete;
   Period& operator=(const Period&) = delete;
@@ -252,9 +251,8 @@ void backward(const Matrix& m, const Terms<double>& terms, const void* dy_, cons
   const Out* dy = static_cast<const Out*>(dy_);
   T* dw = static_cast<T*>(dw_);
   const A sigma = A(terms.sigma), of_uv = A(terms.of_uv);
-  const auto value = [&]<class V>(int64_t i, V uv) GK_LAMBDA_INLINE {
-    return (load<V>(dy + i) - splat<V>(of_uv) * uv) / splat<V>(sigma);
-  };
+  const auto value = [&]<class V>(int64_t i, V uv)
+                         GK_LAMBDA_INLINE { return (load<V>(dy + i) - splat<V>(of_uv) * uv) / splat<V>(sigma); };
   if (is_large(m) && streamable(dw, m.columns)) {
     with_rank_one<A>(
         m, along, across, begin, end, [&]<class V>(int64_t i, V uv) GK_LAMBDA_INLINE { stream(dw + i, value(i, uv)); },

@@ -7,7 +7,7 @@
 namespace gankernels::spectral_norm::cpu {
 
 // Whether a weight is so large that its results should not displace others from the caches.
-inline bool is_large(const Matrix& m) {
+GK_HOST_DEVICE bool is_large(const Matrix& m) {
   return m.size() >= 1 << 20;
 }
 
@@ -16,7 +16,8 @@ struct Products {
   double a_dy = 0, a_uv = 0, dy_w = 0;
 };
 
-// Ranges are of runs, or of numbers where that is said. `along` is [columns], `across` [rows * inner], `sums` [columns].
+// Ranges are of runs, or of numbers where that is said. `along` is [columns], `across` [rows * inner], `sums`
+// [columns].
 struct Passes {
   // across = W along and, with the same runs while they are in the cache, sums = W^T across of the runs of the range.
   // That across is not yet normalised does not matter: the norm is a factor of the sums, too.

@@ -62,6 +62,17 @@ Tensor vector(const char* name, size_t i, const Tensor& x, const Tensor& w, int6
   return x.to(accumulator_of(w)).contiguous();
 }
 
+// u [h] and v [w] of a weight.
+struct Vectors {
+  Tensor u, v;
+  Vectors(size_t i, const Tensor& u_, const Tensor& v_, const Tensor& w, int64_t dim) {
+    TORCH_CHECK(0 <= dim && dim < w.dim() && w.numel() > 0, "weights[", i, "]: got shape ", w.sizes(), " and dim ", dim,
+                ", expected a dimension of a tensor that is not empty");
+    u = vector("u", i, u_, w, w.size(dim));
+    v = vector("v", i, v_, w, w.numel() / w.size(dim));
+  }
+};
+
 void check_counts(at::TensorList weights, std::initializer_list<std::pair<const char*, size_t>> counts) {
   TORCH_CHECK(!weights.empty(), "weights: got none, expected at least one");
   for (const auto& [name, count] : counts)
@@ -109,20 +120,19 @@ std::tuple<Tensors, Tensors, Tensors, Tensor> forward(at::TensorList weights, at
                                                       at::ScalarType out_dtype) {
   check_counts(weights, {{"u", u0.size()}, {"v", v0.size()}, {"dims", dims.size()}});
   const Options options = options_of(weights[0], out_dtype, iterations, eps);
-  const auto accumulator = weights[0].options().dtype(accumulator_of(weights[0]));
   Tensors y, u, v, kept;
-  Tensor sigma = at::empty({static_cast<int64_t>(weights.size())}, accumulator);
+  Tensor sigma =
+      at::empty({static_cast<int64_t>(weights.size())}, weights[0].options().dtype(accumulator_of(weights[0])));
   std::vector<Forward> layers;
   for (size_t i = 0; i < weights.size(); ++i) {
     const Tensor w = dense(weights[i], dims[i]);
-    const int64_t height = w.size(dims[i]), width = height == 0 ? v0[i].numel() : w.numel() / height;
-    const Tensor u0_ = vector("u", i, u0[i], w, height), v0_ = vector("v", i, v0[i], w, width);
+    const Vectors x(i, u0[i], v0[i], w, dims[i]);
     y.push_back(empty_like_pixels(w, out_dtype));
-    u.push_back(at::empty({height}, accumulator));
-    v.push_back(at::empty({width}, accumulator));
-    layers.push_back({matrix_of(w, dims[i]), w.const_data_ptr(), u0_.const_data_ptr(), v0_.const_data_ptr(),
+    u.push_back(at::empty_like(x.u));
+    v.push_back(at::empty_like(x.v));
+    layers.push_back({matrix_of(w, dims[i]), w.const_data_ptr(), x.u.const_data_ptr(), x.v.const_data_ptr(),
                       u[i].mutable_data_ptr(), v[i].mutable_data_ptr(), element(sigma, i), y[i].mutable_data_ptr()});
-    kept.insert(kept.end(), {w, u0_, v0_});
+    kept.insert(kept.end(), {w, x.u, x.v});
   }
   launch(options, layers, weights[0]);
   return {y, u, v, sigma};
@@ -138,11 +148,11 @@ Tensors backward(at::TensorList dy, at::TensorList weights, at::TensorList u, at
   std::vector<Backward> layers;
   for (size_t i = 0; i < weights.size(); ++i) {
     const Tensor w = dense(weights[i], dims[i]), dy_ = like("dy", i, dy[i], w, out_dtype);
-    const Tensor u_ = vector("u", i, u[i], w, u[i].numel()), v_ = vector("v", i, v[i], w, v[i].numel());
+    const Vectors x(i, u[i], v[i], w, dims[i]);
     dw.push_back(empty_like_pixels(w));
-    layers.push_back({matrix_of(w, dims[i]), dy_.const_data_ptr(), w.const_data_ptr(), u_.const_data_ptr(),
-                      v_.const_data_ptr(), element(sigma, i), dw[i].mutable_data_ptr()});
-    kept.insert(kept.end(), {w, dy_, u_, v_});
+    layers.push_back({matrix_of(w, dims[i]), dy_.const_data_ptr(), w.const_data_ptr(), x.u.const_data_ptr(),
+                      x.v.const_data_ptr(), element(sigma, i), dw[i].mutable_data_ptr()});
+    kept.insert(kept.end(), {w, dy_, x.u, x.v});
   }
   launch(options, layers, weights[0]);
   return dw;
@@ -151,11 +161,9 @@ Tensors backward(at::TensorList dy, at::TensorList weights, at::TensorList u, at
 std::tuple<Tensors, Tensors> backward_backward(at::TensorList ddweights, at::TensorList dy, at::TensorList weights,
                                                at::TensorList u, at::TensorList v, const Tensor& sigma_,
                                                at::IntArrayRef dims) {
-  check_counts(weights, {{"ddweights", ddweights.size()},
-                         {"dy", dy.size()},
-                         {"u", u.size()},
-                         {"v", v.size()},
-                         {"dims", dims.size()}});
+  check_counts(
+      weights,
+      {{"ddweights", ddweights.size()}, {"dy", dy.size()}, {"u", u.size()}, {"v", v.size()}, {"dims", dims.size()}});
   const at::ScalarType out_dtype = dy[0].scalar_type();
   const Options options = options_of(weights[0], out_dtype, 0, 0);
   const Tensor sigma = vector("sigma", 0, sigma_, weights[0], static_cast<int64_t>(weights.size()));
@@ -164,13 +172,13 @@ std::tuple<Tensors, Tensors> backward_backward(at::TensorList ddweights, at::Ten
   for (size_t i = 0; i < weights.size(); ++i) {
     const Tensor w = dense(weights[i], dims[i]), dy_ = like("dy", i, dy[i], w, out_dtype),
                  a = like("ddweights", i, ddweights[i], w, w.scalar_type());
-    const Tensor u_ = vector("u", i, u[i], w, u[i].numel()), v_ = vector("v", i, v[i], w, v[i].numel());
+    const Vectors x(i, u[i], v[i], w, dims[i]);
     ddy.push_back(empty_like_pixels(w, out_dtype));
     dw.push_back(empty_like_pixels(w));
     layers.push_back({matrix_of(w, dims[i]), a.const_data_ptr(), dy_.const_data_ptr(), w.const_data_ptr(),
-                      u_.const_data_ptr(), v_.const_data_ptr(), element(sigma, i), ddy[i].mutable_data_ptr(),
+                      x.u.const_data_ptr(), x.v.const_data_ptr(), element(sigma, i), ddy[i].mutable_data_ptr(),
                       dw[i].mutable_data_ptr()});
-    kept.insert(kept.end(), {w, dy_, a, u_, v_});
+    kept.insert(kept.end(), {w, dy_, a, x.u, x.v});
   }
   launch(options, layers, weights[0]);
   return {ddy, dw};

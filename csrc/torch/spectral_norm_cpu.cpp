@@ -59,7 +59,8 @@ struct Bands {
   int64_t runs, count;
 
   explicit Bands(const Matrix& m)
-      : runs(std::max<int64_t>(kBand / std::max<int64_t>(m.columns, 1) / 4 * 4, 1)), count((m.rows + runs - 1) / runs) {}
+      : runs(std::max<int64_t>(kBand / std::max<int64_t>(m.columns, 1) / 4 * 4, 1)),
+        count((m.rows + runs - 1) / runs) {}
 
   // Calls work(band, first run, last run), in parallel.
   template <class Work>
@@ -208,8 +209,8 @@ void backward(const cpu::Passes& pass, const Options&, const BackwardBackward& l
   const auto products = sum(bands, m, [&](int64_t begin, int64_t end) {
     return pass.backward_backward_sums(m, layer.a, layer.dy, layer.w, x.along.get(), x.across.get(), begin, end);
   });
-  const auto terms = backward_backward_terms<double>(*static_cast<const A*>(layer.sigma), products.dy_w, products.a_uv,
-                                                     products.a_dy);
+  const auto terms =
+      backward_backward_terms<double>(*static_cast<const A*>(layer.sigma), products.dy_w, products.a_uv, products.a_dy);
   bands.each(m, [&](int64_t, int64_t begin, int64_t end) {
     pass.backward_backward(m, terms, layer.a, layer.dy, layer.w, x.along.get(), x.across.get(), layer.ddy, layer.dw,
                            begin, end);

@@ -19,6 +19,7 @@ from gankernels import dispatch
 from gankernels.errors import InputError
 from gankernels.ops._registration import NAMESPACES, define_triton, families, refuse_transforms
 from gankernels.ops.spectral_norm import reference
+from gankernels.ops.spectral_norm.layout import empty_like
 
 _OP = "spectral_norm"
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -70,63 +71,66 @@ def spectral_norm(
         >>> u, v = [torch.randn(64), torch.randn(10)], [torch.randn(27), torch.randn(64)]
         >>> normalised = spectral_norm(weights, u, v)
     """
-    return spectral_norm_and_sigma(
-        weights,
-        u,
-        v,
-        dims=dims,
-        n_power_iterations=n_power_iterations,
-        eps=eps,
-        training=training,
-        out_dtype=out_dtype,
-        impl=impl,
-    )[0]
+    weights, u, v = list(weights), list(u), list(v)
+    iterations = n_power_iterations if training else 0
+    if training and n_power_iterations < 1:
+        raise InputError(f"n_power_iterations: got {n_power_iterations}, expected at least 1 when training")
+    y, new_u, new_v, _ = functional(
+        weights, u, v, dims=dims, n_power_iterations=iterations, eps=eps, out_dtype=out_dtype, impl=impl
+    )
+    if training and weights:
+        with torch.no_grad():
+            torch._foreach_copy_([*u, *v], [*new_u, *new_v])
+    return y
 
 
-def spectral_norm_and_sigma(
+def functional(
     weights: Sequence[Tensor],
     u: Sequence[Tensor],
     v: Sequence[Tensor],
     *,
-    dims: Sequence[int] | None = None,
-    n_power_iterations: int = 1,
-    eps: float = 1e-12,
-    training: bool = True,
-    out_dtype: torch.dtype | None = None,
-    impl: str | None = None,
-) -> tuple[list[Tensor], Tensor]:
-    """:func:`spectral_norm`, and its sigma of each weight: a tensor [len(weights)] with no gradient."""
+    dims: Sequence[int] | None,
+    n_power_iterations: int,
+    eps: float,
+    out_dtype: torch.dtype | None,
+    impl: str | None,
+) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor]:
+    """:func:`spectral_norm` that writes to none of its arguments.
+
+    Returns:
+        The normalised weights, the new u and v, and sigma [len(weights)]; the latter three in fp32 (fp64 for fp64) and
+        without gradients. With no iterations, u and v are copies of the given ones.
+    """
     weights, u, v = list(weights), list(u), list(v)
     dims = [0] * len(weights) if dims is None else list(dims)
-    _check(weights, u, v, dims, n_power_iterations, training, out_dtype)
+    _check(weights, u, v, dims, out_dtype)
     if not weights:
-        return [], torch.empty(0)
+        return [], [], [], torch.empty(0)
     dims = [dim % weight.dim() for dim, weight in zip(dims, weights, strict=True)]
-    dtype = weights[0].dtype
-    iterations = n_power_iterations if training else 0
 
     choice = dispatch.choose(_OP, weights[0].device.type, impl)
     if choice.impl == "reference":
         results = [
-            reference.spectral_norm(w, u_, v_, dim=dim, n_power_iterations=iterations, eps=eps, out_dtype=out_dtype)
+            reference.spectral_norm(
+                w, u_, v_, dim=dim, n_power_iterations=n_power_iterations, eps=eps, out_dtype=out_dtype
+            )
             for w, u_, v_, dim in zip(weights, u, v, dims, strict=True)
         ]
-        y, new_u, new_v, sigmas = (list(column) for column in zip(*results, strict=True))
-        sigma = torch.stack(sigmas).detach()
-    else:
-        refuse_transforms(_OP, *weights)
-        # The kernels write 16-bit results of fp32 weights; other conversions are rare enough to be a pass of their own.
-        fused = dtype if out_dtype is None else out_dtype
-        fused = fused if dtype == torch.float32 and fused.itemsize == 2 else dtype
-        forward = getattr(torch.ops, NAMESPACES[choice.impl]).spectral_norm_forward
-        y, new_u, new_v, sigma = forward(weights, u, v, dims, iterations, eps, fused)
-        if out_dtype is not None and out_dtype != fused:
-            y = [t.to(out_dtype) for t in y]
-
-    if training:
-        with torch.no_grad():
-            torch._foreach_copy_([*u, *v], [*new_u, *new_v])
-    return y, sigma
+        y, new_u, new_v, sigma = (list(column) for column in zip(*results, strict=True))
+        return y, new_u, new_v, torch.stack(sigma).detach()
+    refuse_transforms(_OP, *weights)
+    dtype = weights[0].dtype
+    out_dtype = out_dtype or dtype
+    # The kernels write 16-bit results of fp32 weights; other conversions are rare enough to be a pass of their own.
+    fused = out_dtype if dtype == torch.float32 and out_dtype.itemsize == 2 else dtype
+    forward = getattr(torch.ops, NAMESPACES[choice.impl]).spectral_norm_forward
+    y, new_u, new_v, sigma = forward(weights, u, v, dims, n_power_iterations, eps, fused)
+    # All outputs of one op ask for gradients where one does; those of frozen weights should not.
+    y = [
+        t.to(out_dtype) if weight.requires_grad else t.detach().to(out_dtype)
+        for t, weight in zip(y, weights, strict=True)
+    ]
+    return y, new_u, new_v, sigma
 
 
 def _check(
@@ -134,12 +138,8 @@ def _check(
     u: Sequence[Tensor],
     v: Sequence[Tensor],
     dims: Sequence[int],
-    n_power_iterations: int,
-    training: bool,
     out_dtype: torch.dtype | None,
 ) -> None:
-    if training and n_power_iterations < 1:
-        raise InputError(f"n_power_iterations: got {n_power_iterations}, expected at least 1 when training")
     if out_dtype is not None and out_dtype not in _DTYPES:
         raise InputError(f"out_dtype: got {out_dtype}, expected one of {', '.join(map(str, _DTYPES))}")
     for name, given in (("u", u), ("v", v), ("dims", dims)):
@@ -184,26 +184,6 @@ SCHEMAS = {
         " -> (Tensor[] ddy, Tensor[] dweights)"
     ),
 }
-
-
-def _is_channels_last(weight: Tensor) -> bool:
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    return (
-        not weight.is_contiguous()
-        and weight.dim() in formats
-        and weight.is_contiguous(memory_format=formats[weight.dim()])
-    )
-
-
-def empty_like(weight: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
-    """What an op allocates for a result with the weight's shape.
-
-    Contiguous and channels_last are kept; other strides are copied to contiguous first. The same rule stands in
-    ``csrc/torch/spectral_norm.cpp``.
-    """
-    if not weight.is_contiguous() and not (_is_channels_last(weight) and dim < 2):
-        return torch.empty(weight.shape, dtype=dtype or weight.dtype, device=weight.device)
-    return torch.empty_like(weight, dtype=dtype)
 
 
 Tensors = list[Tensor]

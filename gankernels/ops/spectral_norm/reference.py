@@ -36,9 +36,25 @@ def spectral_norm(
     weight_ = weight.to(dtype)
     w = matrix(weight_, dim)
     u, v = u.detach().to(dtype, copy=True), v.detach().to(dtype, copy=True)
-    with torch.no_grad():
-        for _ in range(n_power_iterations):
-            u = F.normalize(w @ v, dim=0, eps=eps)
-            v = F.normalize(w.mT @ u, dim=0, eps=eps)
-    sigma = u @ (w @ v)
+    with torch.autocast(weight.device.type, enabled=False):
+        with torch.no_grad():
+            for _ in range(n_power_iterations):
+                u = F.normalize(w @ v, dim=0, eps=eps)
+                v = F.normalize(w.mT @ u, dim=0, eps=eps)
+        sigma = u @ (w @ v)
     return (weight_ / sigma).to(out_dtype or weight.dtype), u, v, sigma
+
+
+def largest_singular_values(w: Tensor, v: Tensor, k: int) -> Tensor:
+    """Estimates from below of the k largest singular values of w [h, w], begun at v [w].
+
+    Subspace iteration: Halko, Martinsson and Tropp, arXiv 0909.4061, algorithm 4.4.
+    """
+    size = min(k + 4, *w.shape)
+    # A generator of its own: telemetry must not move a training run's random numbers.
+    start = torch.randn(w.shape[1], size, generator=torch.Generator().manual_seed(0), dtype=w.dtype).to(w.device)
+    start[:, 0] = v
+    q = torch.linalg.qr(w @ start).Q
+    for _ in range(8):
+        q = torch.linalg.qr(w @ torch.linalg.qr(w.mT @ q).Q).Q
+    return torch.linalg.svdvals(q.mT @ w)[:k]
