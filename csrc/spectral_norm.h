@@ -94,4 +94,15 @@ struct Options {
   double eps;
 };
 
+// ---- Launchers ----  asynchronous on `stream` (a cudaStream_t), for all `count` weights; `workspace` is at least
+// workspace_bytes long, aligned to 16, and need not be cleared. They return a cudaError_t.
+namespace cuda {
+int64_t workspace_bytes(const Options& options, const Forward* layers, int count);
+int64_t workspace_bytes(const Options& options, const Backward* layers, int count);
+int64_t workspace_bytes(const Options& options, const BackwardBackward* layers, int count);
+int launch(const Options& options, const Forward* layers, int count, void* workspace, void* stream);
+int launch(const Options& options, const Backward* layers, int count, void* workspace, void* stream);
+int launch(const Options& options, const BackwardBackward* layers, int count, void* workspace, void* stream);
+}  // namespace cuda
+
 }  // namespace gankernels::spectral_norm
