@@ -1,4 +1,4 @@
-"""Every kernel of spectral_norm, through the public function, against the reference; the reference against PyTorch's."""
+"""Every kernel of spectral_norm, through the public function, against the reference, and that against PyTorch."""
 
 from __future__ import annotations
 

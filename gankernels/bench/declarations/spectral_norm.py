@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -25,7 +26,7 @@ def biggan_128(ch: int = 96, classes: int = 1000, z_chunk: int = 20, shared: int
         shapes += [(o, i, 3, 3), (o, o, 3, 3), (o, i, 1, 1), *[(i, condition)] * 2, *[(o, condition)] * 2]
     shapes += [*_attention(2 * ch), (3, ch, 3, 3)]
     widths = [3, ch, 2 * ch, 4 * ch, 8 * ch, 16 * ch, 16 * ch]
-    for i, o in zip(widths, widths[1:], strict=False):
+    for i, o in itertools.pairwise(widths):
         shapes += [(o, i, 3, 3), (o, o, 3, 3), *([(o, i, 1, 1)] if i != o else [])]
     return (*shapes, *_attention(ch), (1, 16 * ch), (classes, 16 * ch))
 

@@ -101,13 +101,13 @@ def _spectral_norm_normalise_kernel(
 
 
 @triton.jit
-def _spectral_norm_dot_kernel(x_ptr, y_ptr, out_ptr, size, BLOCK: tl.constexpr):
-    """out = sum x y. One program."""
+def _spectral_norm_dot_kernel(x_ptr, other_ptr, out_ptr, size, BLOCK: tl.constexpr):
+    """out = sum x other. One program."""
     ACC: tl.constexpr = out_ptr.dtype.element_ty
     sums = tl.zeros([BLOCK], ACC)
     for begin in range(0, size, BLOCK):
         i = begin + tl.arange(0, BLOCK)
-        x, y = tl.load(x_ptr + i, mask=i < size, other=0.0), tl.load(y_ptr + i, mask=i < size, other=0.0)
+        x, y = tl.load(x_ptr + i, mask=i < size, other=0.0), tl.load(other_ptr + i, mask=i < size, other=0.0)
         sums += x.to(ACC) * y.to(ACC)
     tl.store(out_ptr, tl.sum(sums, 0))
 

@@ -216,15 +216,12 @@ def specialisations() -> Iterator[Specialisation]:
     kernels = [kernel for name, kernel in vars(device).items() if name.startswith("_spectral_norm_")]
     given = {"EPS": 1e-12, "PERMUTED": True, "BLOCK": _BLOCK}
     given |= {"BLOCK_Q": _TILE_NUMBERS // _MOST_COLUMNS, "BLOCK_I": _MOST_COLUMNS}
+    seen = []
     for weight, output in pairs:
         accumulator = "fp64" if weight == "fp64" else "fp32"
-        types = dict.fromkeys(("w_ptr", "a_ptr", "dw_ptr"), weight) | dict.fromkeys(
-            ("dy_ptr", "y_ptr", "ddy_ptr"), output
-        )
+        types = dict.fromkeys(("w_ptr", "a_ptr", "dw_ptr"), weight)
+        types |= dict.fromkeys(("dy_ptr", "y_ptr", "ddy_ptr"), output)
         for kernel in kernels:
-            large = not {"w_ptr"}.isdisjoint(kernel.arg_names)
-            if not large and weight in ("bf16", "fp16"):
-                continue  # the same as fp32
             for second in (False, True) if "SECOND" in kernel.arg_names else (False,):
                 values = given | {"SECOND": second}
                 signature = {
@@ -236,4 +233,6 @@ def specialisations() -> Iterator[Specialisation]:
                     for name in kernel.arg_names
                 }
                 constexprs = {name: values[name] for name, t in signature.items() if t == "constexpr"}
-                yield Specialisation(kernel, signature, constexprs, _OPTIONS)
+                if (kernel, signature, constexprs) not in seen:  # kernels that see no weight are the same for many
+                    seen.append((kernel, signature, constexprs))
+                    yield Specialisation(kernel, signature, constexprs, _OPTIONS)
