@@ -13,4 +13,13 @@ TORCH_LIBRARY(gankernels, m) {
       "conditional_batch_norm_backward_backward(Tensor ddx, Tensor ddgain, Tensor ddbias, Tensor dy, Tensor x, "
       "Tensor gain, Tensor bias, Tensor mean, Tensor var, bool batch_statistics, float eps, str activation, "
       "float slope) -> (Tensor ddy, Tensor dx, Tensor dgain)");
+  m.def(
+      "spectral_norm_forward(Tensor[] weights, Tensor[] u, Tensor[] v, int[] dims, int n_power_iterations, float eps, "
+      "ScalarType out_dtype) -> (Tensor[] y, Tensor[] u, Tensor[] v, Tensor sigma)");
+  m.def(
+      "spectral_norm_backward(Tensor[] dy, Tensor[] weights, Tensor[] u, Tensor[] v, Tensor sigma, int[] dims) "
+      "-> Tensor[] dweights");
+  m.def(
+      "spectral_norm_backward_backward(Tensor[] ddweights, Tensor[] dy, Tensor[] weights, Tensor[] u, Tensor[] v, "
+      "Tensor sigma, int[] dims) -> (Tensor[] ddy, Tensor[] dweights)");
 }

@@ -1,4 +1,4 @@
-// Memory for outputs that have pixels.
+// Memory for outputs that are large: pictures, weights.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -13,8 +13,8 @@ namespace gankernels {
 // at::empty_like. On the CPU, torch returns memory of this size to the system and gets it again for the next output,
 // one page fault for every 4 KiB: more time than a fused kernel takes for its arithmetic. Asking for huge pages makes
 // that one fault for every 2 MiB. Where the system has no huge pages to give, nothing changes.
-inline at::Tensor empty_like_pixels(const at::Tensor& x) {
-  at::Tensor y = at::empty_like(x);
+inline at::Tensor empty_like_pixels(const at::Tensor& x, at::ScalarType dtype) {
+  at::Tensor y = at::empty_like(x, x.options().dtype(dtype));
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uintptr_t kHugePage = 2 << 20, kWorthwhile = 2 * kHugePage;
   if (y.is_cpu() && y.nbytes() >= kWorthwhile) {
@@ -25,6 +25,9 @@ inline at::Tensor empty_like_pixels(const at::Tensor& x) {
   }
 #endif
   return y;
+}
+inline at::Tensor empty_like_pixels(const at::Tensor& x) {
+  return empty_like_pixels(x, x.scalar_type());
 }
 
 }  // namespace gankernels

@@ -14,7 +14,7 @@ from planted import plant
 
 from gankernels import _native, cli, dispatch, verdicts
 from gankernels.bench import Case, declarations, tune
-from gankernels.bench.declarations.conditional_batch_norm import CONDITIONAL_BATCH_NORM
+from gankernels.bench.declarations.conditional_batch_norm import BENCHMARK as CONDITIONAL_BATCH_NORM
 from gankernels.errors import InputError
 from gankernels.ops.conditional_batch_norm import op, reference
 

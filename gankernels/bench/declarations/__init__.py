@@ -1,8 +1,8 @@
 """One declaration an op, in the order of ``gankernels.ops``."""
 
 from gankernels.bench.declaration import Benchmark
-from gankernels.bench.declarations.conditional_batch_norm import CONDITIONAL_BATCH_NORM
+from gankernels.bench.declarations import conditional_batch_norm, spectral_norm
 
-ALL: tuple[Benchmark, ...] = (CONDITIONAL_BATCH_NORM,)
+ALL: tuple[Benchmark, ...] = (conditional_batch_norm.BENCHMARK, spectral_norm.BENCHMARK)
 
 __all__ = ["ALL"]

@@ -33,7 +33,7 @@ def _kink(case: Case, x: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
     return conditional_batch_norm(x, gain, bias, impl="reference")
 
 
-CONDITIONAL_BATCH_NORM = Benchmark(
+BENCHMARK = Benchmark(
     op="conditional_batch_norm",
     cases=networks.conditional_batch_norm_cases(),
     inputs=_inputs,
