@@ -87,6 +87,7 @@ void forward(const Forward& args, int64_t begin, int64_t end) {
   Affine<T> affine{scratch[0], scratch[1], scratch[2]};
 
   // Backwards: the last tiles of the pass before are still in the cache.
+  const bool past_cache = is_large<T>(p);
   for (int64_t i = end; i-- > begin;) {
     const Tile tile = tile_at(p, t, i);
     const T* x = static_cast<const T*>(args.x) + tile.offset;
@@ -95,8 +96,9 @@ void forward(const Forward& args, int64_t begin, int64_t end) {
     affine.fill(args, tile, columns);
     const auto body = [&]<class V>(const V* in, const V* column, V* out)
                           GK_LAMBDA_INLINE { out[0] = activate<kAct>(affine.z(in[0], column), splat<V>(slope)); };
-    sweep<T>(columns, {x}, {affine.mean, affine.scale, affine.bias}, {y}, body);
+    sweep<T>(columns, {x}, {affine.mean, affine.scale, affine.bias}, {y}, past_cache, body);
   }
+  end_of_stream();
 }
 
 template <class T, Activation kAct>

@@ -71,6 +71,7 @@ void backward(const Backward& args, const void* terms, int64_t begin, int64_t en
   A *xs = scratch[3], *ones = scratch[4];
   const bool statistics_depend_on_x = p.batch_statistics;
 
+  const bool past_cache = is_large<T>(p);
   for (int64_t i = end; i-- > begin;) {
     const Tile tile = tile_at(p, t, i);
     const T *x = static_cast<const T*>(args.x) + tile.offset, *dy = static_cast<const T*>(args.dy) + tile.offset;
@@ -85,8 +86,9 @@ void backward(const Backward& args, const void* terms, int64_t begin, int64_t en
       // A branch, not a product with zero: constant statistics must not spread an infinite x.
       out[0] = statistics_depend_on_x ? scale * dz + (of_x * xm + of_1) : scale * dz;
     };
-    sweep<T>(columns, {x, dy}, {affine.mean, affine.scale, affine.bias, xs, ones}, {dx}, body);
+    sweep<T>(columns, {x, dy}, {affine.mean, affine.scale, affine.bias, xs, ones}, {dx}, past_cache, body);
   }
+  end_of_stream();
 }
 
 #define GK_INSTANTIATE_ACTIVATION(T, kAct)                                        \

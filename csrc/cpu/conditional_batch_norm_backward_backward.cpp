@@ -88,6 +88,7 @@ void backward_backward(const BackwardBackward& args, const void* terms, int64_t 
   A *ddxs = scratch[3], *xs = scratch[4], *ones = scratch[5], *dzs = scratch[6], *masks = scratch[7];
   const bool statistics_depend_on_x = p.batch_statistics;
 
+  const bool past_cache = is_large<T>(p);
   for (int64_t i = end; i-- > begin;) {
     const Tile tile = tile_at(p, t, i);
     const T *x = static_cast<const T*>(args.x) + tile.offset, *dy = static_cast<const T*>(args.dy) + tile.offset,
@@ -120,8 +121,9 @@ void backward_backward(const BackwardBackward& args, const void* terms, int64_t 
       out[1] = statistics_depend_on_x ? of_ddx * a + of_dz * dz + (of_x * xm + of_1) : of_dz * dz;
     };
     sweep<T>(columns, {x, dy, ddx}, {affine.mean, affine.scale, affine.bias, ddxs, xs, ones, dzs, masks}, {ddy, dx},
-             body);
+             past_cache, body);
   }
+  end_of_stream();
 }
 
 #define GK_INSTANTIATE_ACTIVATION(T, kAct)                                                         \

@@ -43,6 +43,9 @@ void backward_backward(const BackwardBackward& args, const void* terms, int64_t 
 // Channels that a middle step takes together, so that its loops over samples vectorise.
 inline constexpr int64_t kBlock = 64;
 
+// Bytes of one tensor that fill a last-level cache, as its cores share it.
+inline constexpr int64_t kLargeBytes = 16 << 20;
+
 // Rows that the sums of the backwards take in one strip (sweep_sums).
 template <class T>
 inline constexpr int64_t kStrip = sizeof(T) == 2 ? 4 : 1;
@@ -59,6 +62,12 @@ GK_INLINE Tile tile_at(const Problem& p, const Tiling& t, int64_t index) {
 GK_INLINE int64_t widest(const Problem& p) {
   const int64_t channels = p.layout == Layout::kContiguous ? 1 : p.c;
   return channels + 64 * kLanes<float>;
+}
+
+// Whether a result is so large that it would have left the caches before anybody reads it.
+template <class T>
+GK_INLINE bool is_large(const Problem& p) {
+  return p.n * p.c * p.l * int64_t(sizeof(T)) >= kLargeBytes;
 }
 
 // ---- Per-column values ----
@@ -78,8 +87,8 @@ GK_INLINE void expand(const Tile& tile, const Columns& columns, A* dst, Value&& 
   }
 }
 
-// Adds up the columns of each channel into the partial results [slots, C]; in double, since where a tile has one channel
-// all its columns are one chain.
+// Adds up the columns of each channel into the partial results [slots, C]; in double, since where a tile has one
+// channel all its columns are one chain.
 template <class T, class A>
 GK_INLINE void fold(const Problem& p, const Tile& tile, const Columns& columns, const A* column_sums, A* partial) {
   A* dst = partial + tile.slot * p.c + tile.first_channel;

@@ -61,6 +61,24 @@ GK_INLINE void stream(T* p, V v) {
   store(p, v);
 }
 
+// The same for `stream_step`.
+template <class T>
+GK_INLINE bool streamable_steps(const T* p, int64_t columns) {
+  constexpr int64_t kBytes = kRegisters<T> * kStoreBytes<T>;
+  return kCanStream<T> && reinterpret_cast<uintptr_t>(p) % kBytes == 0 && columns * int64_t(sizeof(T)) % kBytes == 0;
+}
+
+// A step's registers, at a place that is aligned to a step.
+template <class V, class T>
+GK_INLINE void stream_step(T* p, const V (&v)[kRegisters<T>]) {
+  if constexpr (kRegisters<T> == 2) {
+    // As 32-bit numbers: the same bytes in the same order.
+    stream(reinterpret_cast<float*>(p), bit_cast<V>(pack(v)));
+  } else {
+    stream(p, v[0]);
+  }
+}
+
 // Streamed stores are seen by other threads after this.
 GK_INLINE void end_of_stream() {
 #if defined(__SSE2__)

@@ -3,7 +3,7 @@
 // both: it sees `rows` of `channels` numbers, one behind the other.
 #pragma once
 
-#include "vec.h"
+#include "stream.h"
 
 namespace gankernels::cpu::GK_ISA {
 
@@ -77,32 +77,46 @@ struct Step {
 
 // out = body(in, column) everywhere, in the order of memory: body(const V* in, const V* column, V* out), where V is a
 // vector, or a number at odd ends. One row at a time: several side by side would save loads of per-column values, but
-// took twice as long, since the processor prefetches one long stream better than many short ones.
+// took twice as long, since the processor prefetches one long stream better than many short ones. With `past_cache` the
+// results are stored past the caches where they are aligned; end_of_stream() must follow.
 template <class T, int kIn, int kColumn, int kOut, class Body>
 GK_INLINE void sweep(const Columns& columns, const T* const (&in)[kIn], const AccumulatorT<T>* const (&column)[kColumn],
-                     T* const (&out)[kOut], Body&& body) {
+                     T* const (&out)[kOut], bool past_cache, Body&& body) {
   using A = AccumulatorT<T>;
   const int64_t width = columns.width;
-  const auto step = [&]<class V, int kRegs>(int64_t e, int64_t j) GK_LAMBDA_INLINE {
+  const auto step = [&]<class V, int kRegs, bool kStream>(int64_t e, int64_t j) GK_LAMBDA_INLINE {
     const Step<T, V, kRegs, kIn, kColumn> at(in, e, column, j);
     V results[kRegs][kOut];
     for (int r = 0; r < kRegs; ++r) body(at.in[r], at.column[r], results[r]);
     for (int k = 0; k < kOut; ++k) {
-      if constexpr (kRegs > 1) {
-        store_step<V>(out[k] + e, {results[0][k], results[1][k]});
+      V registers[kRegs];
+      for (int r = 0; r < kRegs; ++r) registers[r] = results[r][k];
+      if constexpr (kStream) {
+        stream_step(out[k] + e, registers);
+      } else if constexpr (kRegs > 1) {
+        store_step(out[k] + e, registers);
       } else {
-        store(out[k] + e, results[0][k]);
+        store(out[k] + e, registers[0]);
       }
     }
   };
-  int64_t e = 0;
-  for (int64_t row = 0; row < columns.rows; ++row, e += width) {
-    int64_t j = 0;
-    for (; j < columns.stepped; j += kStep<T>) step.template operator()<Vector<A>, kRegisters<T>>(e + j, j);
-    for (; j + kLanes<A> <= width; j += kLanes<A>) step.template operator()<Vector<A>, 1>(e + j, j);
-    for (; j < width; ++j) step.template operator()<A, 1>(e + j, j);
+  const auto rows = [&]<bool kStream>() GK_LAMBDA_INLINE {
+    for (int64_t row = 0; row < columns.rows; ++row) {
+      const int64_t e = row * width;
+      int64_t j = 0;
+      for (; j < columns.stepped; j += kStep<T>) step.template operator()<Vector<A>, kRegisters<T>, kStream>(e + j, j);
+      for (; j + kLanes<A> <= width; j += kLanes<A>) step.template operator()<Vector<A>, 1, false>(e + j, j);
+      for (; j < width; ++j) step.template operator()<A, 1, false>(e + j, j);
+    }
+  };
+  for (const T* result : out) past_cache = past_cache && streamable_steps(result, width);
+  if (past_cache) {
+    rows.template operator()<true>();
+  } else {
+    rows.template operator()<false>();
   }
-  for (int64_t j = 0; j < columns.remainder; ++j) step.template operator()<A, 1>(e + j, columns.template place<T>(j));
+  for (int64_t j = 0; j < columns.remainder; ++j)
+    step.template operator()<A, 1, false>(columns.rows * width + j, columns.template place<T>(j));
 }
 
 template <class A>

@@ -203,18 +203,24 @@ GK_INLINE void load_step(const T* p, V (&v)[kRegisters<T>]) {
   }
 }
 
+// The two registers of a bf16 step as they lie in memory.
+template <class V>
+GK_INLINE Bits pack(const V (&v)[2]) {
+  const Bits even = round_to_upper_half<Bits>(v[0]) >> 16, odd = round_to_upper_half<Bits>(v[1]);
+#if defined(__AVX512BW__) && GK_VECTOR_BYTES == 64
+  return Bits(_mm512_mask_blend_epi16(0xaaaaaaaau, __m512i(even), __m512i(odd)));
+#elif defined(__AVX2__) && GK_VECTOR_BYTES == 32
+  return Bits(_mm256_blend_epi16(__m256i(even), __m256i(odd), 0xaa));
+#else
+  return even | (odd & 0xffff0000u);
+#endif
+}
+
 template <class V, class T>
 GK_INLINE void store_step(T* p, const V (&v)[kRegisters<T>]) {
   if constexpr (kRegisters<T> == 2) {
-    const Bits even = round_to_upper_half<Bits>(v[0]) >> 16, odd = round_to_upper_half<Bits>(v[1]);
-#if defined(__AVX512BW__) && GK_VECTOR_BYTES == 64
-    const Bits both = Bits(_mm512_mask_blend_epi16(0xaaaaaaaau, __m512i(even), __m512i(odd)));
-#elif defined(__AVX2__) && GK_VECTOR_BYTES == 32
-    const Bits both = Bits(_mm256_blend_epi16(__m256i(even), __m256i(odd), 0xaa));
-#else
-    const Bits both = even | (odd & 0xffff0000u);
-#endif
-    std::memcpy(p, &both, sizeof both);
+    const Bits bits = pack(v);
+    std::memcpy(p, &bits, sizeof bits);
   } else {
     store(p, v[0]);
   }
