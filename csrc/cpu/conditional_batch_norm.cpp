@@ -106,9 +106,11 @@ constexpr Passes kPasses = {statistics<T>,
                             backward_sums<T, kAct>,
                             backward_terms<T>,
                             backward<T, kAct>,
+                            fold_sums<T, 2>,
                             backward_backward_sums<T, kAct>,
                             backward_backward_terms<T>,
-                            backward_backward<T, kAct>};
+                            backward_backward<T, kAct>,
+                            fold_sums<T, 5>};
 
 #define GK_ROW(T) {kPasses<T, Activation::kNone>, kPasses<T, Activation::kRelu>, kPasses<T, Activation::kLeakyRelu>},
 extern const Table table = {GK_FOR_EACH_TYPE(GK_ROW)};

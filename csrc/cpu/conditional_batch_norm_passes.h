@@ -148,4 +148,14 @@ GK_INLINE void for_each_sample(const Problem& p, const Tiling& t, const A* parti
   }
 }
 
+// The sums of each sample's slots: [N, C, kSums].
+template <class T, int kSums>
+void fold_sums(const Problem& p, const void* partial, void* sums, int64_t c_begin, int64_t c_end) {
+  using A = AccumulatorT<T>;
+  const auto write = [&](int64_t nc, int64_t, const double* s) GK_LAMBDA_INLINE {
+    for (int q = 0; q < kSums; ++q) static_cast<A*>(sums)[nc * kSums + q] = A(s[q]);
+  };
+  for_each_sample<kSums>(p, tiling(p), static_cast<const A*>(partial), c_begin, c_end - c_begin, write);
+}
+
 }  // namespace gankernels::conditional_batch_norm::cpu::GK_ISA

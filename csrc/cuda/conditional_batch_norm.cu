@@ -88,25 +88,42 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM) normalize_kernel(Forwa
       });
 }
 
+namespace {
+
+template <class Access>
+void launch_statistics(Launches& launches, const Forward& args, void* workspace) {
+  using A = Accumulator<typename Access::Element>;
+  const Problem& p = args.problem;
+  const Tiling tiling = tile_batch(p, Access::kWidth);
+  auto* partials = static_cast<Moments<A>*>(workspace);  // [slices, C]
+  launches(moments_kernel<Access>, tiling.blocks, tiling.threads(), args, tiling, partials);
+  launches(statistics_kernel<A>, ceil_div<int64_t>(p.c, kFinishX), finish_threads(), args, partials, tiling.slices());
+}
+
+}  // namespace
+
 int forward(const Forward& args, void* workspace, void* stream) {
   const Problem& p = args.problem;
   if (!supported(p)) return cudaErrorInvalidValue;
   return with_access(p.dtype, p.layout, p.c, p.l, {args.x, args.y}, [&](auto access) {
     return with_activation(p.activation, [&](auto act) -> int {
       using Access = decltype(access);
-      using A = Accumulator<typename Access::Element>;
       Launches launches{stream};
-      if (p.batch_statistics) {
-        const Tiling tiling = tile_batch(p, Access::kWidth);
-        auto* partials = static_cast<Moments<A>*>(workspace);  // [slices, C]
-        launches(moments_kernel<Access>, tiling.blocks, tiling.threads(), args, tiling, partials);
-        launches(statistics_kernel<A>, ceil_div<int64_t>(p.c, kFinishX), finish_threads(), args, partials,
-                 tiling.slices());
-      }
+      if (p.batch_statistics) launch_statistics<Access>(launches, args, workspace);
       const Tiling tiling = tile_pictures(p, Access::kWidth);
       launches(normalize_kernel<Access, act()>, tiling.blocks, tiling.threads(), args, tiling);
       return launches.error;
     });
+  });
+}
+
+int statistics(const Forward& args, void* workspace, void* stream) {
+  const Problem& p = args.problem;
+  if (!supported(p)) return cudaErrorInvalidValue;
+  return with_access(p.dtype, p.layout, p.c, p.l, {args.x}, [&](auto access) -> int {
+    Launches launches{stream};
+    launch_statistics<decltype(access)>(launches, args, workspace);
+    return launches.error;
   });
 }
 

@@ -1,5 +1,9 @@
 """Drop-in modules on the fused ops."""
 
+from gankernels.nn.batch_norm import BatchNorm2d
 from gankernels.nn.conditional_batch_norm import ConditionalBatchNorm2d
+from gankernels.nn.instance_norm import InstanceNorm2d
+from gankernels.nn.standing_statistics import standing_statistics
+from gankernels.nn.synchronize import synchronize
 
-__all__ = ["ConditionalBatchNorm2d"]
+__all__ = ["BatchNorm2d", "ConditionalBatchNorm2d", "InstanceNorm2d", "standing_statistics", "synchronize"]
