@@ -110,16 +110,16 @@ def _update(
     running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, count: int | Tensor, momentum: float | Tensor
 ) -> None:
     """Move the running statistics towards those of ``count`` pixels, the variance unbiased; no pixels move nothing."""
-    if isinstance(count, int) and count == 0:
+    if not isinstance(count, Tensor) and count == 0:
         return
     unbiased = var * (count / (count - 1))
     for running, batch in ((running_mean, mean), (running_var, unbiased)):
         batch = batch.to(running.dtype)
         weight = momentum.to(running.dtype) if isinstance(momentum, Tensor) else momentum
-        if isinstance(count, int):
-            running.lerp_(batch, weight)
-        else:  # known to the device alone
+        if isinstance(count, Tensor):  # known to the device alone
             running.copy_(running.lerp(batch, weight).where(count > 1, running))
+        else:
+            running.lerp_(batch, weight)
 
 
 def _check(
