@@ -26,31 +26,31 @@ def _check(rank: int) -> None:
         one = _train(slice(None))
         # The yardstick of rounding: the same batch in one process, its samples in another order.
         rounding = max(_distance(_train(order), one) for order in (torch.arange(BATCH).flip(0), _shuffled()))
-        assert 0 < rounding < 1e-4
+        assert 0 < rounding < 1e-5
         assert _distance(ranks, one) <= 2 * rounding
     apart = _train(half, synchronized=False)
     if rank == 0:
-        assert _distance(apart, one) > 100 * rounding
+        assert _distance(apart, one) > 1000 * rounding
 
 
 def _train(mine: slice | Tensor, synchronized: bool | None = None) -> dict[str, Tensor]:
-    """Hinge loss and SGD on both networks, alternating; None: all in this process."""
+    """SGD on both networks, alternating; None: all in this process. (The hinge's loss would turn rounding into steps.)"""
     torch.manual_seed(0)
     generator, discriminator = networks = models.build(
         "sngan-32", num_classes=CLASSES, g_ch=8, d_ch=8, g_widths=(1, 1, 0.5, 0.5), dim_z=8
     )
     if synchronized:
         synchronize(generator)
-    optimizers = [torch.optim.SGD(net.parameters(), lr=0.02, momentum=0.5) for net in networks]
+    optimizers = [torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.5) for net in networks]
     for step in range(STEPS):
         torch.manual_seed(step)
         real, z, y = torch.rand(BATCH, 3, 32, 32) * 2 - 1, torch.randn(BATCH, 8), torch.arange(BATCH) % CLASSES
         real, z, y = real[mine], z[mine], y[mine]
         with torch.no_grad():
             fake = generator(z, y)
-        loss = models.losses.hinge_d(discriminator(real, y), discriminator(fake, y))
+        loss = models.losses.non_saturating_d(discriminator(real, y), discriminator(fake, y))
         _update(discriminator, optimizers[1], loss, synchronized is not None)
-        loss = models.losses.hinge_g(discriminator(generator(z, y), y))
+        loss = models.losses.non_saturating_g(discriminator(generator(z, y), y))
         _update(generator, optimizers[0], loss, synchronized is not None)
     return {name: t.detach() for net in networks for name, t in _named(net)}
 
@@ -70,8 +70,9 @@ def _named(net: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 def _distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
-    """The largest difference of a weight or running statistic, relative to the largest number of its tensor."""
-    return max(((a[k] - t).abs().max() / t.abs().max().clamp_min(1e-3)).item() for k, t in b.items())
+    """Of all weights and running statistics, relative to their size."""
+    difference, size = (sum(t.square().sum().item() for t in ts) for ts in ([a[k] - b[k] for k in b], b.values()))
+    return (difference / size) ** 0.5
 
 
 def _shuffled() -> Tensor:
