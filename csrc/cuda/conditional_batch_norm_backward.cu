@@ -128,8 +128,8 @@ template <class F>
 int with_kernels(const Backward& args, F f) {
   const Problem& p = args.problem;
   return with_access(p.dtype, p.layout, p.c, p.l, {args.dy, args.x, args.dx}, [&](auto access) {
-    return with_activation(
-        p.activation, [&](auto act) -> int { return f(access, act, tile_pictures(p, decltype(access)::kWidth)); });
+    return with_activation(p.activation,
+                           [&](auto act) -> int { return f(access, act, tile_pictures(p, decltype(access)::kWidth)); });
   });
 }
 

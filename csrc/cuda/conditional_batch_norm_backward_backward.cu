@@ -106,9 +106,9 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
   ChannelMeans<A> means;
   means.a = given[3 * p.c + c];
   means.ax = given[4 * p.c + c];
-  sample[plane] = sample_terms(rstd, static_cast<const A*>(args.gain)[plane] * rstd,
-                               static_cast<const A*>(args.ddgain)[plane], static_cast<const A*>(args.ddbias)[plane],
-                               means);
+  sample[plane] =
+      sample_terms(rstd, static_cast<const A*>(args.gain)[plane] * rstd, static_cast<const A*>(args.ddgain)[plane],
+                   static_cast<const A*>(args.ddbias)[plane], means);
 }
 
 // Bytes: 3*N*C*L elements in (ddx, dy, x), 2*N*C*L out (ddy, dx). From the end, for what the sums have left in the
@@ -168,8 +168,8 @@ template <class F>
 int with_kernels(const BackwardBackward& args, F f) {
   const Problem& p = args.problem;
   return with_access<4>(p.dtype, p.layout, p.c, p.l, {args.ddx, args.dy, args.x, args.ddy, args.dx}, [&](auto access) {
-    return with_activation(
-        p.activation, [&](auto act) -> int { return f(access, act, tile_pictures(p, decltype(access)::kWidth)); });
+    return with_activation(p.activation,
+                           [&](auto act) -> int { return f(access, act, tile_pictures(p, decltype(access)::kWidth)); });
   });
 }
 

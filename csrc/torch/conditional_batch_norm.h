@@ -1,5 +1,5 @@
-// What the bindings of conditional batch normalisation share: arguments in the form that kernels take, and how the CPU's
-// passes are spread over threads.
+// What the bindings of conditional batch normalisation share: arguments in the form that kernels take, and how the
+// CPU's passes are spread over threads.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -21,7 +21,8 @@ using at::Tensor;
 
 // ---- Arguments ----
 
-inline Problem problem_of(const Tensor& x, bool batch_statistics, double eps, std::string_view activation, double slope) {
+inline Problem problem_of(const Tensor& x, bool batch_statistics, double eps, std::string_view activation,
+                          double slope) {
   TORCH_CHECK(x.dim() == 4, "x: got ", x.dim(), " dimensions, expected 4: [N, C, H, W]");
   return {x.size(0), x.size(1), x.size(2) * x.size(3), layout_of(x), dtype_of(x), activation_of(activation),
           slope,     eps,       batch_statistics};
@@ -97,8 +98,8 @@ template <class Launcher>
 void on_stream(const Problem& p, const Tensor& like, int order, Launcher&& launcher) {
   const c10::cuda::CUDAGuard guard(like.device());
   const Tensor workspace = at::empty({cuda::workspace_bytes(p, order)}, like.options().dtype(at::kByte));
-  C10_CUDA_CHECK(static_cast<cudaError_t>(
-      launcher(workspace.mutable_data_ptr(), c10::cuda::getCurrentCUDAStream().stream())));
+  C10_CUDA_CHECK(
+      static_cast<cudaError_t>(launcher(workspace.mutable_data_ptr(), c10::cuda::getCurrentCUDAStream().stream())));
 }
 #endif
 

@@ -14,8 +14,8 @@ std::tuple<Tensor, Tensor> statistics(const Tensor& x_) {
   const Problem p = problem_of(x_, true, 0, "none", 0);
   const Tensor x = pixels("x", x_, x_, p);
   Tensor mean = at::empty({p.c}, x.options().dtype(accumulator_of(x))), var = at::empty_like(mean);
-  const Forward args = {
-      p, x.const_data_ptr(), nullptr, nullptr, mean.mutable_data_ptr(), var.mutable_data_ptr(), nullptr};
+  const Forward args = {p,      x.const_data_ptr(), nullptr, nullptr, mean.mutable_data_ptr(), var.mutable_data_ptr(),
+                        nullptr};
 #ifdef GANKERNELS_WITH_CUDA
   if (x.is_cuda()) {
     on_stream(p, mean, 0, [&](void* workspace, void* stream) { return cuda::statistics(args, workspace, stream); });
@@ -31,8 +31,8 @@ std::tuple<Tensor, Tensor> statistics(const Tensor& x_) {
   return {mean, var};
 }
 
-Tensor backward_sums(const Tensor& dy_, const Tensor& x_, const Tensor& gain_, const Tensor& bias_,
-                     const Tensor& mean_, const Tensor& var_, double eps, std::string_view activation, double slope) {
+Tensor backward_sums(const Tensor& dy_, const Tensor& x_, const Tensor& gain_, const Tensor& bias_, const Tensor& mean_,
+                     const Tensor& var_, double eps, std::string_view activation, double slope) {
   const Problem p = problem_of(x_, true, eps, activation, slope);
   const Tensor x = pixels("x", x_, x_, p), dy = pixels("dy", dy_, x_, p), gain = small("gain", gain_, x, {p.n, p.c}),
                bias = small("bias", bias_, x, {p.n, p.c}), mean = small("mean", mean_, x, {p.c}),

@@ -34,7 +34,7 @@ def _check(rank: int) -> None:
 
 
 def _train(mine: slice | Tensor, synchronized: bool | None = None) -> dict[str, Tensor]:
-    """SGD on both networks, alternating; None: all in this process. (The hinge's loss would turn rounding into steps.)"""
+    """SGD on both networks, alternating; None: all in this process. The hinge's loss would turn rounding into steps."""
     torch.manual_seed(0)
     generator, discriminator = networks = models.build(
         "sngan-32", num_classes=CLASSES, g_ch=8, d_ch=8, g_widths=(1, 1, 0.5, 0.5), dim_z=8
