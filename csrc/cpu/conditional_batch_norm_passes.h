@@ -15,7 +15,7 @@ using namespace gankernels::cpu::GK_ISA;
 
 template <class T>
 void statistics(const Forward& args, void* partial, int64_t begin, int64_t end);
-template <class T>
+template <class T, class Out>
 void merge_statistics(const Forward& args, const void* partial, int64_t c_begin, int64_t c_end);
 template <class T, Activation kAct>
 void forward(const Forward& args, int64_t begin, int64_t end);

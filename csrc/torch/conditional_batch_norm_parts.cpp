@@ -13,7 +13,7 @@ constexpr auto kNothing = [](int64_t, int64_t) {};
 std::tuple<Tensor, Tensor> statistics(const Tensor& x_) {
   const Problem p = problem_of(x_, true, 0, "none", 0);
   const Tensor x = pixels("x", x_, x_, p);
-  Tensor mean = at::empty({p.c}, x.options().dtype(accumulator_of(x))), var = at::empty_like(mean);
+  Tensor mean = at::empty({p.c}, x.options().dtype(at::kDouble)), var = at::empty_like(mean);
   const Forward args = {p,      x.const_data_ptr(), nullptr, nullptr, mean.mutable_data_ptr(), var.mutable_data_ptr(),
                         nullptr};
 #ifdef GANKERNELS_WITH_CUDA
@@ -27,7 +27,7 @@ std::tuple<Tensor, Tensor> statistics(const Tensor& x_) {
   void* partial_ = partial.mutable_data_ptr();
   run(
       p, Part::kSums, [&](int64_t begin, int64_t end) { pass.statistics(args, partial_, begin, end); },
-      [&](int64_t begin, int64_t end) { pass.merge_statistics(args, partial_, begin, end); }, kNothing);
+      [&](int64_t begin, int64_t end) { pass.merge_statistics_in_double(args, partial_, begin, end); }, kNothing);
   return {mean, var};
 }
 

@@ -20,8 +20,10 @@ struct Cuda {
   }
 
   template <class T>
-  void statistics(Arrays<T>& arrays) const {
-    launch(arrays, 0, [&](void* workspace) { return cbn::cuda::statistics(arrays.forward(), workspace, nullptr); });
+  void statistics(Arrays<T>& arrays, double* mean, double* var) const {
+    cbn::Forward args = arrays.forward();
+    args.mean = mean, args.var = var;
+    launch(arrays, 0, [&](void* workspace) { return cbn::cuda::statistics(args, workspace, nullptr); });
   }
   template <class T, class A>
   void backward_sums(Arrays<T>& arrays, A* sums) const {

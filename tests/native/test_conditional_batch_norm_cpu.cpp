@@ -66,12 +66,13 @@ class Cpu {
   }
 
   template <class T>
-  void statistics(Arrays<T>& arrays) const {
+  void statistics(Arrays<T>& arrays, double* mean, double* var) const {
     const cpu::Passes& pass = passes(arrays.problem());
-    const cbn::Forward args = arrays.forward();
+    cbn::Forward args = arrays.forward();
+    args.mean = mean, args.var = var;
     in_parts<double>(
         arrays, 0, [&](void* partial, int64_t tiles) { pass.statistics(args, partial, 0, tiles); },
-        [&](void* partial, int64_t c) { pass.merge_statistics(args, partial, 0, c); });
+        [&](void* partial, int64_t c) { pass.merge_statistics_in_double(args, partial, 0, c); });
   }
   template <class T, class A>
   void backward_sums(Arrays<T>& arrays, A* sums) const {

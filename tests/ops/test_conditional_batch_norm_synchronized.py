@@ -43,6 +43,7 @@ def _checks(rank: int) -> None:
             _check_two_orders(group, impl)
             _check_not_a_number(group, impl)
             _check_no_samples(group, impl)
+            _check_far_from_zero(group, impl)
             for layout, dtype in itertools.product(LAYOUTS, (torch.float32, torch.bfloat16)):
                 _check_precision(group, impl, layout, dtype)
     for impl in IMPLEMENTATIONS:
@@ -145,6 +146,18 @@ def _check_not_a_number(group: dist.ProcessGroup, impl: str) -> None:
     for t in results[:2]:
         assert torch.equal(t.isfinite().all(0).all(1).all(1), ~spoiled if len(t) else ~spoiled | True), impl
     assert torch.equal(running[1].isfinite(), ~spoiled)
+
+
+def _check_far_from_zero(group: dist.ProcessGroup, impl: str) -> None:
+    """mean / std = 1e4, and ranks whose means differ."""
+    batch = _batch(torch.float32)
+    batch[0] += 1e4 + torch.arange(SHAPE[0])[:, None, None, None]
+    x, gain, bias, _ = batch
+    eager = F.batch_norm(x, None, None, training=True) * gain[:, :, None, None] + bias[:, :, None, None]
+    got = _whole([conditional_batch_norm(*_share(batch[:3], group), impl=impl, process_group=group)], group)
+    exact = [conditional_batch_norm(x.double(), gain.double(), bias.double(), impl="reference")]
+    why = beyond_twice_eager(got, exact, [[eager]])
+    assert why is None, f"{impl}, {group.size()} ranks: {why}"
 
 
 def _check_no_samples(group: dist.ProcessGroup, impl: str) -> None:

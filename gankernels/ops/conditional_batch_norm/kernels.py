@@ -185,8 +185,8 @@ def conditional_batch_norm_backward_backward(
 
 
 def launch_statistics(plan: _Plan, x: Tensor, mean: Tensor, var: Tensor) -> None:
-    """Writes mean and var [C]."""
-    sums = x.new_empty((2, plan.rows, plan.c), dtype=mean.dtype)
+    """Writes mean and var [C], in the accumulation type or in fp64."""
+    sums = x.new_empty((2, plan.rows, plan.c), dtype=_accumulator(x))
     device._conditional_batch_norm_statistics_kernel[plan.grid](
         x, sums, plan.c, plan.l, plan.rows, plan.chunks, plan.tiles, **plan.tile
     )

@@ -14,8 +14,8 @@ from gankernels.ops.conditional_batch_norm import kernels
 
 
 def conditional_batch_norm_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance [C] of x [N, C, H, W], in fp32 (fp64 for fp64); NaN where there are no pixels."""
-    mean = x.new_full((x.shape[1],), torch.nan, dtype=kernels._accumulator(x))
+    """Mean and biased variance [C] of x [N, C, H, W], in fp64; NaN where there are no pixels."""
+    mean = x.new_full((x.shape[1],), torch.nan, dtype=torch.float64)
     var = mean.clone()
     if x.numel() > 0:
         layout = _layout.memory_format(x)

@@ -88,7 +88,7 @@ def forward(
     """
     ops = getattr(torch.ops, family)
     n, c, h, w = x.shape
-    local = [t.double() for t in ops.conditional_batch_norm_statistics(x)]
+    local = ops.conditional_batch_norm_statistics(x)  # fp64: rounded once, behind the merge
     gathered = all_gather(torch.cat([*local, local[0].new_full((1,), n * h * w)]), group, ranks)
     counts = gathered[:, 2 * c :]  # [ranks, 1]
     means, variances = gathered[:, : 2 * c].where(counts > 0, 0).unflatten(1, (2, c)).unbind(1)
@@ -123,7 +123,7 @@ def backward(
     mean_g, mean_gx = all_reduce_sum(sums, group) / count
     terms = torch.stack([-(rstd**3) * mean_gx, -rstd * mean_g]).to(s0.dtype)
     dx = ops.conditional_batch_norm_backward_apply(dy, *saved, terms, *formula)
-    return dx, (rstd.to(s0.dtype) * s1).to(gain.dtype), s0.to(bias.dtype, copy=True).contiguous()
+    return dx, (rstd.to(s0.dtype) * s1).to(gain.dtype), s0.to(bias.dtype).contiguous()
 
 
 def backward_backward(
@@ -168,8 +168,8 @@ def backward_backward(
 
 
 def _forward_fake(x: Tensor, gain: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    mean, var = _statistics_fake(x)
-    return _layout.empty_like(x), mean, var, x.new_empty((), dtype=torch.float64)
+    mean = x.new_empty(x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))
+    return _layout.empty_like(x), mean, torch.empty_like(mean), x.new_empty((), dtype=torch.float64)
 
 
 def _backward_fake(dy: Tensor, x: Tensor, gain: Tensor, bias: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -183,7 +183,7 @@ def _backward_backward_fake(
 
 
 def _statistics_fake(x: Tensor) -> tuple[Tensor, Tensor]:
-    mean = x.new_empty(x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))
+    mean = x.new_empty(x.shape[1], dtype=torch.float64)
     return mean, torch.empty_like(mean)
 
 
