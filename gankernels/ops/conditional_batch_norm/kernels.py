@@ -286,3 +286,6 @@ def specialisations() -> Iterator[Specialisation]:
                 }
                 constexprs = {name: given[name] for name, t in signature.items() if t == "constexpr"}
                 yield Specialisation(kernel, signature, constexprs, _OPTIONS)
+                if kernel is device._conditional_batch_norm_finish_statistics_kernel:  # as parts.py launches it
+                    exact = signature | {"mean_ptr": "*fp64", "var_ptr": "*fp64"}
+                    yield Specialisation(kernel, exact, constexprs, _OPTIONS)
