@@ -142,6 +142,16 @@ int64_t workspace_bytes(const Problem& problem, int order);
 int forward(const Forward& args, void* workspace, void* stream);
 int backward(const Backward& args, void* workspace, void* stream);
 int backward_backward(const BackwardBackward& args, void* workspace, void* stream);
+
+// In parts, for statistics of several ranks: what stands before and behind the middle step, which is the caller's.
+// `sums` is [N, C, 2] (s0, s1) or [N, C, 5] (s0, s1, t0, t1, u); `terms` is [2, C] (of_x, of_1) or [5, C] (of_ddx,
+// of_x, of_1, mean_a, mean_ax), both in the accumulation type; mean and var of `statistics` are double. Arguments that
+// a part does not need may be null.
+int statistics(const Forward& args, void* workspace, void* stream);
+int backward_sums(const Backward& args, void* sums, void* workspace, void* stream);
+int backward_apply(const Backward& args, const void* terms, void* workspace, void* stream);
+int backward_backward_sums(const BackwardBackward& args, void* sums, void* workspace, void* stream);
+int backward_backward_apply(const BackwardBackward& args, const void* terms, void* workspace, void* stream);
 }  // namespace cuda
 
 }  // namespace gankernels::conditional_batch_norm

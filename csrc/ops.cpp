@@ -13,6 +13,20 @@ TORCH_LIBRARY(gankernels, m) {
       "conditional_batch_norm_backward_backward(Tensor ddx, Tensor ddgain, Tensor ddbias, Tensor dy, Tensor x, "
       "Tensor gain, Tensor bias, Tensor mean, Tensor var, bool batch_statistics, float eps, str activation, "
       "float slope) -> (Tensor ddy, Tensor dx, Tensor dgain)");
+  m.def("conditional_batch_norm_statistics(Tensor x) -> (Tensor mean, Tensor var)");
+  m.def(
+      "conditional_batch_norm_backward_sums(Tensor dy, Tensor x, Tensor gain, Tensor bias, Tensor mean, Tensor var, "
+      "float eps, str activation, float slope) -> Tensor");
+  m.def(
+      "conditional_batch_norm_backward_apply(Tensor dy, Tensor x, Tensor gain, Tensor bias, Tensor mean, Tensor var, "
+      "Tensor terms, float eps, str activation, float slope) -> Tensor");
+  m.def(
+      "conditional_batch_norm_backward_backward_sums(Tensor ddx, Tensor dy, Tensor x, Tensor gain, Tensor bias, "
+      "Tensor mean, Tensor var, float eps, str activation, float slope) -> Tensor");
+  m.def(
+      "conditional_batch_norm_backward_backward_apply(Tensor ddx, Tensor ddgain, Tensor ddbias, Tensor dy, Tensor x, "
+      "Tensor gain, Tensor bias, Tensor mean, Tensor var, Tensor terms, float eps, str activation, float slope) "
+      "-> (Tensor ddy, Tensor dx)");
   m.def(
       "spectral_norm_forward(Tensor[] weights, Tensor[] u, Tensor[] v, int[] dims, int n_power_iterations, float eps, "
       "ScalarType out_dtype) -> (Tensor[] y, Tensor[] u, Tensor[] v, Tensor sigma)");

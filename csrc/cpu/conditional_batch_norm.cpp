@@ -52,9 +52,8 @@ void statistics(const Forward& args, void* partial, int64_t begin, int64_t end) 
   }
 }
 
-template <class T>
+template <class T, class Out>
 void merge_statistics(const Forward& args, const void* partial, int64_t c_begin, int64_t c_end) {
-  using A = AccumulatorT<T>;
   const Problem& p = args.problem;
   const Tiling t = tiling(p);
   const double *means = static_cast<const double*>(partial), *m2s = means + t.slots * p.c;
@@ -71,8 +70,8 @@ void merge_statistics(const Forward& args, const void* partial, int64_t c_begin,
       count += rows;
     }
     for (int64_t k = 0; k < width; ++k) {
-      static_cast<A*>(args.mean)[c0 + k] = count > 0 ? A(mean[k]) : A(NAN);
-      static_cast<A*>(args.var)[c0 + k] = A(m2[k] / count);
+      static_cast<Out*>(args.mean)[c0 + k] = count > 0 ? Out(mean[k]) : Out(NAN);
+      static_cast<Out*>(args.var)[c0 + k] = Out(m2[k] / count);
     }
   }
 }
@@ -103,14 +102,17 @@ void forward(const Forward& args, int64_t begin, int64_t end) {
 
 template <class T, Activation kAct>
 constexpr Passes kPasses = {statistics<T>,
-                            merge_statistics<T>,
+                            merge_statistics<T, AccumulatorT<T>>,
+                            merge_statistics<T, double>,
                             forward<T, kAct>,
                             backward_sums<T, kAct>,
                             backward_terms<T>,
                             backward<T, kAct>,
+                            fold_sums<T, 2>,
                             backward_backward_sums<T, kAct>,
                             backward_backward_terms<T>,
-                            backward_backward<T, kAct>};
+                            backward_backward<T, kAct>,
+                            fold_sums<T, 5>};
 
 #define GK_ROW(T) {kPasses<T, Activation::kNone>, kPasses<T, Activation::kRelu>, kPasses<T, Activation::kLeakyRelu>},
 extern const Table table = {GK_FOR_EACH_TYPE(GK_ROW)};

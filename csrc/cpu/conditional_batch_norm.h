@@ -23,20 +23,25 @@ inline constexpr int kTerms[3] = {0, 2, 5};
 
 // `partial` is [kPartials, slots, C], `terms` is [kTerms, C], in the accumulation type; order 0's partial means and
 // sums of squares are double, since a mean's rounding is added to every pixel. For each order: sums over tiles, a
-// middle step over channels, an affine pass over tiles. Order 0 needs the first two for batch statistics only.
+// middle step over channels, an affine pass over tiles. Order 0 needs the first two for batch statistics only. Across
+// ranks the middle step is the caller's: a fold gives it the sums of every sample, [N, C, kPartials], and the
+// statistics of a rank stay double, since they are rounded when they are merged.
 struct Passes {
   void (*statistics)(const Forward&, void* partial, int64_t tile_begin, int64_t tile_end);
   void (*merge_statistics)(const Forward&, const void* partial, int64_t c_begin, int64_t c_end);
+  void (*merge_statistics_in_double)(const Forward&, const void* partial, int64_t c_begin, int64_t c_end);
   void (*forward)(const Forward&, int64_t tile_begin, int64_t tile_end);
 
   void (*backward_sums)(const Backward&, void* partial, int64_t tile_begin, int64_t tile_end);
   void (*backward_terms)(const Backward&, const void* partial, void* terms, int64_t c_begin, int64_t c_end);
   void (*backward)(const Backward&, const void* terms, int64_t tile_begin, int64_t tile_end);
+  void (*backward_fold)(const Problem&, const void* partial, void* sums, int64_t c_begin, int64_t c_end);
 
   void (*backward_backward_sums)(const BackwardBackward&, void* partial, int64_t tile_begin, int64_t tile_end);
   void (*backward_backward_terms)(const BackwardBackward&, const void* partial, void* terms, int64_t c_begin,
                                   int64_t c_end);
   void (*backward_backward)(const BackwardBackward&, const void* terms, int64_t tile_begin, int64_t tile_end);
+  void (*backward_backward_fold)(const Problem&, const void* partial, void* sums, int64_t c_begin, int64_t c_end);
 };
 
 // The passes for this element type and activation, built for the instruction set that gankernels::cpu::isa() names.

@@ -15,7 +15,7 @@ using namespace gankernels::cpu::GK_ISA;
 
 template <class T>
 void statistics(const Forward& args, void* partial, int64_t begin, int64_t end);
-template <class T>
+template <class T, class Out>
 void merge_statistics(const Forward& args, const void* partial, int64_t c_begin, int64_t c_end);
 template <class T, Activation kAct>
 void forward(const Forward& args, int64_t begin, int64_t end);
@@ -156,6 +156,16 @@ GK_INLINE void for_each_sample(const Problem& p, const Tiling& t, const A* parti
       body(n * p.c + c0 + k, k, sums);
     }
   }
+}
+
+// The sums of each sample's slots: [N, C, kSums].
+template <class T, int kSums>
+void fold_sums(const Problem& p, const void* partial, void* sums, int64_t c_begin, int64_t c_end) {
+  using A = AccumulatorT<T>;
+  const auto write = [&](int64_t nc, int64_t, const double* s) GK_LAMBDA_INLINE {
+    for (int q = 0; q < kSums; ++q) static_cast<A*>(sums)[nc * kSums + q] = A(s[q]);
+  };
+  for_each_sample<kSums>(p, tiling(p), static_cast<const A*>(partial), c_begin, c_end - c_begin, write);
 }
 
 }  // namespace gankernels::conditional_batch_norm::cpu::GK_ISA

@@ -51,24 +51,27 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
   for (int k = 0; k < kLanes; ++k) partials[tile.slice * tiling.c + tile.c + k] = moments[k];
 }
 
-// Merges the moments of a channel; NaN where there were no pixels. Bytes: moments [slices, C] in, mean and var [C] out.
-template <class T>
+// Merges the moments of a channel, in the type of the results; NaN where there were no pixels. Bytes: moments
+// [slices, C] in, mean and var [C] out.
+template <class T, class Out>
 __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
     statistics_kernel(Forward args, const Moments<Accumulator<T>>* partials, int64_t slices) {
   using A = Accumulator<T>;
   const int64_t c = static_cast<int64_t>(blockIdx.x) * kFinishX + threadIdx.x;
   const bool exists = c < args.problem.c;
-  Moments<A> moments[1] = {};
+  Moments<Out> moments[1] = {};
   if (exists) {
     for (int64_t s = threadIdx.y; s < slices; s += blockDim.y) {
-      moments[0] = merge(moments[0], partials[s * args.problem.c + c]);
+      const Moments<A> partial = partials[s * args.problem.c + c];
+      moments[0] = merge(moments[0], {partial.count, partial.mean, partial.m2});
     }
   }
   reduce_rows(moments);
   if (threadIdx.y != 0 || !exists) return;
-  const A var = moments[0].m2 / moments[0].count;
-  static_cast<A*>(args.mean)[c] = moments[0].count == 0 ? var : origin<T>(args, c) + moments[0].mean;
-  static_cast<A*>(args.var)[c] = var;
+  const Out var = moments[0].m2 / moments[0].count;
+  static_cast<Out*>(args.mean)[c] =
+      moments[0].count == 0 ? var : static_cast<Out>(origin<T>(args, c)) + moments[0].mean;
+  static_cast<Out*>(args.var)[c] = var;
 }
 
 // Bytes: N*C*L elements in (x), as many out (y). From the end to the beginning, since the end of x is what the pass
@@ -97,25 +100,45 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM) normalize_kernel(Forwa
       });
 }
 
+namespace {
+
+template <class Access, class Out>
+void launch_statistics(Launches& launches, const Forward& args, void* workspace) {
+  using T = typename Access::Element;
+  const Problem& p = args.problem;
+  const Tiling tiling = tile_batch(p, Access::kWidth);
+  auto* partials = static_cast<Moments<Accumulator<T>>*>(workspace);  // [slices, C]
+  launches(moments_kernel<Access>, tiling.blocks, tiling.threads(), args, tiling, partials);
+  launches(statistics_kernel<T, Out>, ceil_div<int64_t>(p.c, kFinishX), finish_threads(), args, partials,
+           tiling.slices());
+}
+
+}  // namespace
+
 int forward(const Forward& args, void* workspace, void* stream) {
   const Problem& p = args.problem;
   if (!supported(p)) return cudaErrorInvalidValue;
   return with_access(p.dtype, p.layout, p.c, p.l, {args.x, args.y}, [&](auto access) {
     return with_activation(p.activation, [&](auto act) -> int {
       using Access = decltype(access);
-      using T = typename Access::Element;
       Launches launches{stream};
       if (p.batch_statistics) {
-        const Tiling tiling = tile_batch(p, Access::kWidth);
-        auto* partials = static_cast<Moments<Accumulator<T>>*>(workspace);  // [slices, C]
-        launches(moments_kernel<Access>, tiling.blocks, tiling.threads(), args, tiling, partials);
-        launches(statistics_kernel<T>, ceil_div<int64_t>(p.c, kFinishX), finish_threads(), args, partials,
-                 tiling.slices());
+        launch_statistics<Access, Accumulator<typename Access::Element>>(launches, args, workspace);
       }
       const Tiling tiling = tile_pictures(p, Access::kWidth);
       launches(normalize_kernel<Access, act()>, tiling.blocks, tiling.threads(), args, tiling);
       return launches.error;
     });
+  });
+}
+
+int statistics(const Forward& args, void* workspace, void* stream) {
+  const Problem& p = args.problem;
+  if (!supported(p)) return cudaErrorInvalidValue;
+  return with_access(p.dtype, p.layout, p.c, p.l, {args.x}, [&](auto access) -> int {
+    Launches launches{stream};
+    launch_statistics<decltype(access), double>(launches, args, workspace);
+    return launches.error;
   });
 }
 

@@ -75,6 +75,14 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
   terms[c] = backward_terms(rstd, share * means[0].at[0], share * means[0].at[1]);
 }
 
+// Bytes: terms [2, C] in, [C] out.
+template <class A>
+__global__ void __launch_bounds__(kThreads, kBlocksPerSM)
+    pack_backward_terms_kernel(const A* given, BackwardTerms<A>* terms, int64_t c) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (i < c) terms[i] = {given[i], given[c + i]};
+}
+
 // Bytes: 2*N*C*L elements in (dy, x), N*C*L out (dx). From the end, for what the sums have left in the cache.
 template <class Access, Activation kAct>
 __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
@@ -104,26 +112,71 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
       });
 }
 
+namespace {
+
+// Leaves s0 and s1 of every sample in sums [N, C].
+template <class Access, Activation kAct, class A>
+void launch_sums(Launches& launches, const Backward& args, const Tiling& tiling, Sums<A, 2>* sums,
+                 Sums<A, 2>* partials) {
+  launches(backward_sums_kernel<Access, kAct>, tiling.blocks, tiling.threads(), args, tiling,
+           tiling.splits > 1 ? partials : sums);
+  fold(launches, tiling, partials, sums);
+}
+
+// Calls f(access, activation, tiling), which returns a cudaError_t.
+template <class F>
+int with_kernels(const Backward& args, F f) {
+  const Problem& p = args.problem;
+  return with_access(p.dtype, p.layout, p.c, p.l, {args.dy, args.x, args.dx}, [&](auto access) {
+    return with_activation(p.activation,
+                           [&](auto act) -> int { return f(access, act, tile_pictures(p, decltype(access)::kWidth)); });
+  });
+}
+
+}  // namespace
+
 int backward(const Backward& args, void* workspace, void* stream) {
   const Problem& p = args.problem;
   if (!supported(p)) return cudaErrorInvalidValue;
   if (p.n * p.c * p.l == 0) return clear_planes(p, {args.dgain, args.dbias}, stream);
-  return with_access(p.dtype, p.layout, p.c, p.l, {args.dy, args.x, args.dx}, [&](auto access) {
-    return with_activation(p.activation, [&](auto act) -> int {
-      using Access = decltype(access);
-      using A = Accumulator<typename Access::Element>;
-      const Tiling tiling = tile_pictures(p, Access::kWidth);
-      auto* sums = static_cast<Sums<A, 2>*>(workspace);                     // [N, C]
-      auto* terms = reinterpret_cast<BackwardTerms<A>*>(sums + p.n * p.c);  // [C]
-      auto* partials = reinterpret_cast<Sums<A, 2>*>(terms + p.c);          // [N, splits, C]
-      Launches launches{stream};
-      launches(backward_sums_kernel<Access, act()>, tiling.blocks, tiling.threads(), args, tiling,
-               tiling.splits > 1 ? partials : sums);
-      fold(launches, tiling, partials, sums);
-      launches(backward_terms_kernel<A>, ceil_div<int64_t>(p.c, kFinishX), finish_threads(), args, sums, terms);
-      launches(backward_kernel<Access, act()>, tiling.blocks, tiling.threads(), args, tiling, terms);
-      return launches.error;
-    });
+  return with_kernels(args, [&](auto access, auto act, const Tiling& tiling) -> int {
+    using Access = decltype(access);
+    using A = Accumulator<typename Access::Element>;
+    auto* sums = static_cast<Sums<A, 2>*>(workspace);                     // [N, C]
+    auto* terms = reinterpret_cast<BackwardTerms<A>*>(sums + p.n * p.c);  // [C]
+    auto* partials = reinterpret_cast<Sums<A, 2>*>(terms + p.c);          // [N, splits, C]
+    Launches launches{stream};
+    launch_sums<Access, act()>(launches, args, tiling, sums, partials);
+    launches(backward_terms_kernel<A>, ceil_div<int64_t>(p.c, kFinishX), finish_threads(), args, sums, terms);
+    launches(backward_kernel<Access, act()>, tiling.blocks, tiling.threads(), args, tiling, terms);
+    return launches.error;
+  });
+}
+
+int backward_sums(const Backward& args, void* sums, void* workspace, void* stream) {
+  if (!supported(args.problem)) return cudaErrorInvalidValue;
+  return with_kernels(args, [&](auto access, auto act, const Tiling& tiling) -> int {
+    using Access = decltype(access);
+    using A = Accumulator<typename Access::Element>;
+    Launches launches{stream};
+    launch_sums<Access, act()>(launches, args, tiling, static_cast<Sums<A, 2>*>(sums),
+                               static_cast<Sums<A, 2>*>(workspace));
+    return launches.error;
+  });
+}
+
+int backward_apply(const Backward& args, const void* given, void* workspace, void* stream) {
+  const Problem& p = args.problem;
+  if (!supported(p)) return cudaErrorInvalidValue;
+  return with_kernels(args, [&](auto access, auto act, const Tiling& tiling) -> int {
+    using Access = decltype(access);
+    using A = Accumulator<typename Access::Element>;
+    auto* terms = static_cast<BackwardTerms<A>*>(workspace);  // [C]
+    Launches launches{stream};
+    launches(pack_backward_terms_kernel<A>, ceil_div<int64_t>(p.c, kThreads), dim3(kThreads),
+             static_cast<const A*>(given), terms, p.c);
+    launches(backward_kernel<Access, act()>, tiling.blocks, tiling.threads(), args, tiling, terms);
+    return launches.error;
   });
 }
 

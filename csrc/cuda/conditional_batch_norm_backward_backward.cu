@@ -93,6 +93,24 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
   }
 }
 
+// Bytes: given [5, C], gain, ddgain, ddbias [N, C] in; sample terms [N, C], channel terms [C] out.
+template <class A>
+__global__ void __launch_bounds__(kThreads, kBlocksPerSM)
+    pack_backward_backward_terms_kernel(BackwardBackward args, const A* given, SampleTerms<A>* sample,
+                                        ChannelTerms<A>* channel) {
+  const Problem& p = args.problem;
+  const int64_t plane = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x, c = plane % p.c;
+  if (plane >= p.n * p.c) return;
+  if (plane < p.c) channel[c] = {given[c], given[p.c + c], given[2 * p.c + c]};
+  const A rstd = reciprocal_deviation(static_cast<const A*>(args.var)[c], static_cast<A>(p.eps));
+  ChannelMeans<A> means;
+  means.a = given[3 * p.c + c];
+  means.ax = given[4 * p.c + c];
+  sample[plane] =
+      sample_terms(rstd, static_cast<const A*>(args.gain)[plane] * rstd, static_cast<const A*>(args.ddgain)[plane],
+                   static_cast<const A*>(args.ddbias)[plane], means);
+}
+
 // Bytes: 3*N*C*L elements in (ddx, dy, x), 2*N*C*L out (ddy, dx). From the end, for what the sums have left in the
 // cache.
 template <class Access, Activation kAct>
@@ -134,29 +152,76 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
       });
 }
 
+namespace {
+
+// Leaves the sums of every sample in sums [N, C].
+template <class Access, Activation kAct, class A>
+void launch_sums(Launches& launches, const BackwardBackward& args, const Tiling& tiling, Sums<A, 5>* sums,
+                 Sums<A, 5>* partials) {
+  launches(backward_backward_sums_kernel<Access, kAct>, tiling.blocks, tiling.threads(), args, tiling,
+           tiling.splits > 1 ? partials : sums);
+  fold(launches, tiling, partials, sums);
+}
+
+// Calls f(access, activation, tiling), which returns a cudaError_t.
+template <class F>
+int with_kernels(const BackwardBackward& args, F f) {
+  const Problem& p = args.problem;
+  return with_access<4>(p.dtype, p.layout, p.c, p.l, {args.ddx, args.dy, args.x, args.ddy, args.dx}, [&](auto access) {
+    return with_activation(p.activation,
+                           [&](auto act) -> int { return f(access, act, tile_pictures(p, decltype(access)::kWidth)); });
+  });
+}
+
+}  // namespace
+
 int backward_backward(const BackwardBackward& args, void* workspace, void* stream) {
   const Problem& p = args.problem;
   if (!supported(p)) return cudaErrorInvalidValue;
   if (p.n * p.c * p.l == 0) return clear_planes(p, {args.dgain}, stream);
-  return with_access<4>(p.dtype, p.layout, p.c, p.l, {args.ddx, args.dy, args.x, args.ddy, args.dx}, [&](auto access) {
-    return with_activation(p.activation, [&](auto act) -> int {
-      using Access = decltype(access);
-      using A = Accumulator<typename Access::Element>;
-      const Tiling tiling = tile_pictures(p, Access::kWidth);
-      auto* sums = static_cast<Sums<A, 5>*>(workspace);                                    // [N, C]
-      auto* sample_terms = reinterpret_cast<SampleTerms<A>*>(sums + p.n * p.c);            // [N, C]
-      auto* channel_terms = reinterpret_cast<ChannelTerms<A>*>(sample_terms + p.n * p.c);  // [C]
-      auto* partials = reinterpret_cast<Sums<A, 5>*>(channel_terms + p.c);                 // [N, splits, C]
-      Launches launches{stream};
-      launches(backward_backward_sums_kernel<Access, act()>, tiling.blocks, tiling.threads(), args, tiling,
-               tiling.splits > 1 ? partials : sums);
-      fold(launches, tiling, partials, sums);
-      launches(backward_backward_terms_kernel<A>, ceil_div<int64_t>(p.c, kFinishX), finish_threads(), args, sums,
-               sample_terms, channel_terms);
-      launches(backward_backward_kernel<Access, act()>, tiling.blocks, tiling.threads(), args, tiling, sample_terms,
-               channel_terms);
-      return launches.error;
-    });
+  return with_kernels(args, [&](auto access, auto act, const Tiling& tiling) -> int {
+    using Access = decltype(access);
+    using A = Accumulator<typename Access::Element>;
+    auto* sums = static_cast<Sums<A, 5>*>(workspace);                                    // [N, C]
+    auto* sample_terms = reinterpret_cast<SampleTerms<A>*>(sums + p.n * p.c);            // [N, C]
+    auto* channel_terms = reinterpret_cast<ChannelTerms<A>*>(sample_terms + p.n * p.c);  // [C]
+    auto* partials = reinterpret_cast<Sums<A, 5>*>(channel_terms + p.c);                 // [N, splits, C]
+    Launches launches{stream};
+    launch_sums<Access, act()>(launches, args, tiling, sums, partials);
+    launches(backward_backward_terms_kernel<A>, ceil_div<int64_t>(p.c, kFinishX), finish_threads(), args, sums,
+             sample_terms, channel_terms);
+    launches(backward_backward_kernel<Access, act()>, tiling.blocks, tiling.threads(), args, tiling, sample_terms,
+             channel_terms);
+    return launches.error;
+  });
+}
+
+int backward_backward_sums(const BackwardBackward& args, void* sums, void* workspace, void* stream) {
+  if (!supported(args.problem)) return cudaErrorInvalidValue;
+  return with_kernels(args, [&](auto access, auto act, const Tiling& tiling) -> int {
+    using Access = decltype(access);
+    using A = Accumulator<typename Access::Element>;
+    Launches launches{stream};
+    launch_sums<Access, act()>(launches, args, tiling, static_cast<Sums<A, 5>*>(sums),
+                               static_cast<Sums<A, 5>*>(workspace));
+    return launches.error;
+  });
+}
+
+int backward_backward_apply(const BackwardBackward& args, const void* given, void* workspace, void* stream) {
+  const Problem& p = args.problem;
+  if (!supported(p)) return cudaErrorInvalidValue;
+  return with_kernels(args, [&](auto access, auto act, const Tiling& tiling) -> int {
+    using Access = decltype(access);
+    using A = Accumulator<typename Access::Element>;
+    auto* sample_terms = static_cast<SampleTerms<A>*>(workspace);                        // [N, C]
+    auto* channel_terms = reinterpret_cast<ChannelTerms<A>*>(sample_terms + p.n * p.c);  // [C]
+    Launches launches{stream};
+    launches(pack_backward_backward_terms_kernel<A>, ceil_div<int64_t>(p.n * p.c, kThreads), dim3(kThreads), args,
+             static_cast<const A*>(given), sample_terms, channel_terms);
+    launches(backward_backward_kernel<Access, act()>, tiling.blocks, tiling.threads(), args, tiling, sample_terms,
+             channel_terms);
+    return launches.error;
   });
 }
 

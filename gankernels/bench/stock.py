@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gankernels.errors import InputError
-from gankernels.models import sngan
-from gankernels.nn import ConditionalBatchNorm2d
+from gankernels.nn import BatchNorm2d, ConditionalBatchNorm2d, InstanceNorm2d
 
 _Model = TypeVar("_Model", bound=nn.Module)
 
@@ -57,22 +56,35 @@ class StockConditionalBatchNorm2d(ConditionalBatchNorm2d):
         x_hat = F.batch_norm(x, self.running_mean, self.running_var, training=training, momentum=momentum, eps=self.eps)
         # In x's dtype: an fp32 gain would make everything up to the next convolution fp32 under autocast.
         z = x_hat * gain.to(x.dtype)[:, :, None, None] + bias.to(x.dtype)[:, :, None, None]
-        if self.activation == "relu":
-            return F.relu(z)
-        return F.leaky_relu(z, self.slope) if self.activation == "lrelu" else z
+        return _activate(z, self.activation, self.slope)
 
 
-class StockBatchNormReLU(nn.BatchNorm2d):
-    """Batch norm, then ReLU."""
+class StockBatchNorm2d(BatchNorm2d):
+    """PyTorch's batch norm, then the activation."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """As :meth:`gankernels.models.sngan.BatchNormReLU.forward`."""
-        return F.relu(super().forward(x))
+        """As :meth:`BatchNorm2d.forward`."""
+        return _activate(nn.BatchNorm2d.forward(self, x), self.activation, self.slope)
+
+
+class StockInstanceNorm2d(InstanceNorm2d):
+    """PyTorch's instance norm, then the activation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As :meth:`InstanceNorm2d.forward`."""
+        return _activate(nn.InstanceNorm2d.forward(self, x), self.activation, self.slope)
+
+
+def _activate(z: Tensor, activation: str, slope: float) -> Tensor:
+    if activation == "relu":
+        return F.relu(z)
+    return F.leaky_relu(z, slope) if activation == "lrelu" else z
 
 
 _STOCK: dict[type[nn.Module], type[nn.Module]] = {
     ConditionalBatchNorm2d: StockConditionalBatchNorm2d,
-    sngan.BatchNormReLU: StockBatchNormReLU,
+    BatchNorm2d: StockBatchNorm2d,
+    InstanceNorm2d: StockInstanceNorm2d,
 }
 
 

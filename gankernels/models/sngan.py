@@ -19,8 +19,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from gankernels.errors import InputError
 from gankernels.models.interface import GeneratorModule
-from gankernels.nn import ConditionalBatchNorm2d
-from gankernels.ops import conditional_batch_norm
+from gankernels.nn import BatchNorm2d, ConditionalBatchNorm2d
 
 _Layer = TypeVar("_Layer", nn.Conv2d, nn.Linear, nn.Embedding)
 
@@ -69,7 +68,7 @@ class Generator(GeneratorModule):
         self.dim_z, self.channels, self.num_classes = dim_z, channels, num_classes
         self.linear = _linear(dim_z, 4 * 4 * widths[0])
         self.blocks = nn.ModuleList(UpBlock(c_in, c_out, num_classes) for c_in, c_out in itertools.pairwise(widths))
-        self.norm = BatchNormReLU(widths[-1])
+        self.norm = BatchNorm2d(widths[-1], activation="relu")
         self.conv = _conv(widths[-1], channels, 3)
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
@@ -138,23 +137,6 @@ class DownBlock(nn.Module):
         if self.pool:  # pooled before its 1x1 convolution, the skip costs a quarter and is the same
             h, x = F.avg_pool2d(h, 2), F.avg_pool2d(x, 2)
         return h + self.skip(x)
-
-
-class BatchNormReLU(nn.BatchNorm2d):
-    """Plain batch norm and ReLU in one pass: the fused op with the same gain and bias for every sample."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return conditional_batch_norm(
-            x,
-            self.weight.expand(len(x), -1),
-            self.bias.expand(len(x), -1),
-            running_mean=self.running_mean,
-            running_var=self.running_var,
-            training=self.training,
-            momentum=self.momentum or 0.0,
-            eps=self.eps,
-            activation="relu",
-        )
 
 
 def _upsample(x: Tensor) -> Tensor:

@@ -1,7 +1,19 @@
 """Drop-in modules on the fused ops."""
 
+from gankernels.nn.batch_norm import BatchNorm2d
 from gankernels.nn.conditional_batch_norm import ConditionalBatchNorm2d
+from gankernels.nn.instance_norm import InstanceNorm2d
 from gankernels.nn.spectral_norm import spectral_norm
 from gankernels.nn.spectral_norm_group import SpectralNormGroup
+from gankernels.nn.standing_statistics import standing_statistics
+from gankernels.nn.synchronize import synchronize
 
-__all__ = ["ConditionalBatchNorm2d", "SpectralNormGroup", "spectral_norm"]
+__all__ = [
+    "BatchNorm2d",
+    "ConditionalBatchNorm2d",
+    "InstanceNorm2d",
+    "SpectralNormGroup",
+    "spectral_norm",
+    "standing_statistics",
+    "synchronize",
+]

@@ -1,13 +1,19 @@
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
 from gankernels.errors import InputError
+from gankernels.nn._statistics import BatchStatistics
 from gankernels.ops import conditional_batch_norm
 
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
-class ConditionalBatchNorm2d(nn.Module):
+
+class ConditionalBatchNorm2d(BatchStatistics):
     """Batch normalisation whose gain and bias come from a condition, with the activation fused behind it.
 
     ``y = act((x - mean) / sqrt(var + eps) * gain(cond) + bias(cond))``
@@ -25,6 +31,8 @@ class ConditionalBatchNorm2d(nn.Module):
         track_running_stats: keep running statistics, and use them in eval mode. Without, every mode uses the batch.
         activation: ``"none"``, ``"relu"`` or ``"lrelu"``.
         slope: of ``"lrelu"`` below zero.
+        process_group: take the statistics over the samples of all its ranks; :func:`gankernels.nn.synchronize` sets it
+            in a whole model.
 
     Shape:
         x [N, C, H, W], contiguous or channels_last, fp32, bf16, fp16 or fp64; the output has x's shape, dtype and
@@ -39,10 +47,6 @@ class ConditionalBatchNorm2d(nn.Module):
         >>> y = norm(torch.randn(8, 64, 16, 16), torch.arange(8))
     """
 
-    running_mean: Tensor | None
-    running_var: Tensor | None
-    num_batches_tracked: Tensor | None
-
     def __init__(
         self,
         num_features: int,
@@ -54,6 +58,7 @@ class ConditionalBatchNorm2d(nn.Module):
         track_running_stats: bool = True,
         activation: str = "none",
         slope: float = 0.2,
+        process_group: ProcessGroup | None = None,
     ) -> None:
         super().__init__()
         self.num_features = num_features
@@ -61,8 +66,10 @@ class ConditionalBatchNorm2d(nn.Module):
         self.cond_features = cond_features
         self.eps = eps
         self.momentum = momentum
+        self.track_running_stats = track_running_stats
         self.activation = activation
         self.slope = slope
+        self.process_group = process_group
         self.gain: nn.Module
         self.bias: nn.Module
         if num_classes is not None and cond_features is None:
@@ -88,6 +95,10 @@ class ConditionalBatchNorm2d(nn.Module):
         """Plain batch normalisation for every condition; running statistics of a standard normal input."""
         for table, start in ((self.gain, 1.0 if self.num_classes else 0.0), (self.bias, 0.0)):
             nn.init.constant_(table.weight, start)  # type: ignore[arg-type]
+        self.reset_running_stats()
+
+    def reset_running_stats(self) -> None:
+        """Running statistics of a standard normal input, from no batch."""
         if self.running_mean is not None:
             self.running_mean.zero_()
             self.running_var.fill_(1)  # type: ignore[union-attr]
@@ -98,23 +109,7 @@ class ConditionalBatchNorm2d(nn.Module):
         gain, bias = self.gain(cond), self.bias(cond)  # [N, C]
         if self.num_classes is None:
             gain = 1 + gain
-        momentum = self.momentum
-        if self.training and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-            if momentum is None:
-                momentum = 1 / float(self.num_batches_tracked)
-        return conditional_batch_norm(
-            x,
-            gain,
-            bias,
-            running_mean=self.running_mean,
-            running_var=self.running_var,
-            training=self.training or self.running_mean is None,
-            momentum=0.0 if momentum is None else momentum,
-            eps=self.eps,
-            activation=self.activation,
-            slope=self.slope,
-        )
+        return conditional_batch_norm(x, gain, bias, **self._arguments())
 
     def extra_repr(self) -> str:
         cond = f"num_classes={self.num_classes}" if self.num_classes else f"cond_features={self.cond_features}"

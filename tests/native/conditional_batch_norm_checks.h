@@ -1,7 +1,9 @@
 // What every device's conditional batch normalisation has to hold. A device is an object with
 //   template <class T> void run(Arrays<T>& arrays, bool reversed) const
 // which runs all three orders; the statistics of the first go into the others, as a caller's do. `reversed` asks for
-// the same work in another order, which must not change a bit.
+// the same work in another order, which must not change a bit. For check_parts it also has
+// statistics(arrays, mean, var), backward_sums(arrays, sums), backward_apply(arrays, terms) and those of the second
+// order, with pointers to A.
 #pragma once
 
 #include <cstring>
@@ -76,6 +78,74 @@ void check_case(const Device& device, const Case& k) {
   CHECK_PLANES(second_dgain);
 #undef CHECK_PIXELS
 #undef CHECK_PLANES
+}
+
+// The orders in parts, with the middle steps between them done here, as the ranks of a group do them.
+template <class T, class Device>
+void check_parts(const Device& device, const Case& k) {
+  using A = AccumulatorOf<T>;
+  Inputs in = random_inputs<T>(k);
+  Outputs want = reference::conditional_batch_norm(in);
+  for (size_t i = 0; i < in.dy.size(); ++i) in.dy[i] = undecided<T>(want.z[i]) ? 0 : in.dy[i];
+  want = reference::conditional_batch_norm(in);
+  Arrays<T> got(k, in);
+  const double m = static_cast<double>(k.n * k.l);
+  const auto rstd = [&](size_t c) { return 1 / std::sqrt(static_cast<double>((*got.var)[c]) + in.eps); };
+
+  Guarded<double> mean(k.c), var(k.c);
+  device.statistics(got, mean.data(), var.data());
+  for (size_t c = 0; c < k.c; ++c) {
+    (*got.mean)[c] = static_cast<A>(mean[c]);
+    (*got.var)[c] = static_cast<A>(var[c]);
+  }
+  check_close<T>("mean in parts", k, *got.mean, want.mean, false);
+  check_close<T>("var in parts", k, *got.var, want.var, false);
+
+  Guarded<A> sums(k.n * k.c * 2), terms(k.c * 2);
+  device.backward_sums(got, sums.data());
+  for (size_t c = 0; c < k.c; ++c) {
+    double g = 0, gx = 0;
+    for (size_t n = 0; n < k.n; ++n) {
+      g += in.gain[n * k.c + c] * sums[(n * k.c + c) * 2];
+      gx += in.gain[n * k.c + c] * sums[(n * k.c + c) * 2 + 1];
+    }
+    const cbn::BackwardTerms<double> of = cbn::backward_terms(rstd(c), g / m, gx / m);
+    terms[c] = static_cast<A>(of.of_x), terms[k.c + c] = static_cast<A>(of.of_1);
+  }
+  device.backward_apply(got, terms.data());
+  check_close<T>("dx in parts", k, *got.dx, want.dx, true);
+
+  Guarded<A> second_sums(k.n * k.c * 5), second_terms(k.c * 5);
+  device.backward_backward_sums(got, second_sums.data());
+  for (size_t c = 0; c < k.c; ++c) {
+    cbn::ChannelMeans<double> means;
+    for (size_t n = 0; n < k.n; ++n) {
+      const size_t plane = n * k.c + c;
+      const A* s = &second_sums[plane * 5];
+      const double gain = in.gain[plane] / m, ddgain = in.ddgain[plane] / m, r = rstd(c);
+      means.g += gain * s[0], means.gx += gain * r * s[1];
+      means.a += s[2] / m, means.ax += r * s[3] / m;
+      means.ag += gain * s[4];
+      means.p += ddgain * s[0], means.px += ddgain * r * s[1];
+    }
+    const cbn::ChannelTerms<double> of = cbn::channel_terms(rstd(c), means);
+    const double row[] = {of.of_ddx, of.of_x, of.of_1, means.a, means.ax};
+    for (size_t i = 0; i < 5; ++i) second_terms[i * k.c + c] = static_cast<A>(row[i]);
+  }
+  device.backward_backward_apply(got, second_terms.data());
+  check_close<T>("ddy in parts", k, *got.ddy, want.ddy, true, &want.z);
+  check_close<T>("second dx in parts", k, *got.second_dx, want.second_dx, true);
+  CHECK(got.intact() && mean.intact() && var.intact() && sums.intact() && terms.intact() && second_sums.intact() &&
+            second_terms.intact(),
+        "%s", k.name().c_str());
+}
+
+template <class T, class Device>
+void check_parts(const Device& device) {
+  for (Layout layout : {Layout::kContiguous, Layout::kChannelsLast}) {
+    check_parts<T>(device, {3, 33, 21, layout, Activation::kRelu, true, 0});
+    check_parts<T>(device, {2, 8, 4100, layout, Activation::kLeakyRelu, true, 0});  // several partial results a sample
+  }
 }
 
 // One bad pixel spoils its channel where it enters the statistics, itself where it does not, and nothing else.

@@ -19,6 +19,35 @@ struct Cuda {
     CHECK(arrays.intact(), "%s", arrays.name().c_str());
   }
 
+  template <class T>
+  void statistics(Arrays<T>& arrays, double* mean, double* var) const {
+    cbn::Forward args = arrays.forward();
+    args.mean = mean, args.var = var;
+    launch(arrays, 0, [&](void* workspace) { return cbn::cuda::statistics(args, workspace, nullptr); });
+  }
+  template <class T, class A>
+  void backward_sums(Arrays<T>& arrays, A* sums) const {
+    launch(arrays, 1,
+           [&](void* workspace) { return cbn::cuda::backward_sums(arrays.backward(), sums, workspace, nullptr); });
+  }
+  template <class T, class A>
+  void backward_apply(Arrays<T>& arrays, const A* terms) const {
+    launch(arrays, 1,
+           [&](void* workspace) { return cbn::cuda::backward_apply(arrays.backward(), terms, workspace, nullptr); });
+  }
+  template <class T, class A>
+  void backward_backward_sums(Arrays<T>& arrays, A* sums) const {
+    launch(arrays, 2, [&](void* workspace) {
+      return cbn::cuda::backward_backward_sums(arrays.backward_backward(), sums, workspace, nullptr);
+    });
+  }
+  template <class T, class A>
+  void backward_backward_apply(Arrays<T>& arrays, const A* terms) const {
+    launch(arrays, 2, [&](void* workspace) {
+      return cbn::cuda::backward_backward_apply(arrays.backward_backward(), terms, workspace, nullptr);
+    });
+  }
+
  private:
   template <class T, class Launch>
   static void launch(const Arrays<T>& arrays, int order, Launch with) {
@@ -126,6 +155,7 @@ void check_all() {
   check_large_offsets<T, Layout::kChannelsLast>();
   check_shapes<T>();
   check_empty<T>();
+  check_parts<T>(Cuda());
   check_special_values<T>(Cuda());
   check_far_from_zero<T>(Cuda());
 }

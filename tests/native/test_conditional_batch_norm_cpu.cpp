@@ -65,7 +65,52 @@ class Cpu {
     CHECK(arrays.intact(), "%s", arrays.name().c_str());
   }
 
+  template <class T>
+  void statistics(Arrays<T>& arrays, double* mean, double* var) const {
+    const cpu::Passes& pass = passes(arrays.problem());
+    cbn::Forward args = arrays.forward();
+    args.mean = mean, args.var = var;
+    in_parts<double>(
+        arrays, 0, [&](void* partial, int64_t tiles) { pass.statistics(args, partial, 0, tiles); },
+        [&](void* partial, int64_t c) { pass.merge_statistics_in_double(args, partial, 0, c); });
+  }
+  template <class T, class A>
+  void backward_sums(Arrays<T>& arrays, A* sums) const {
+    const cpu::Passes& pass = passes(arrays.problem());
+    const cbn::Backward args = arrays.backward();
+    in_parts<A>(
+        arrays, 1, [&](void* partial, int64_t tiles) { pass.backward_sums(args, partial, 0, tiles); },
+        [&](void* partial, int64_t c) { pass.backward_fold(args.problem, partial, sums, 0, c); });
+  }
+  template <class T, class A>
+  void backward_apply(Arrays<T>& arrays, const A* terms) const {
+    passes(arrays.problem()).backward(arrays.backward(), terms, 0, cpu::tiling(arrays.problem()).tiles);
+  }
+  template <class T, class A>
+  void backward_backward_sums(Arrays<T>& arrays, A* sums) const {
+    const cpu::Passes& pass = passes(arrays.problem());
+    const cbn::BackwardBackward args = arrays.backward_backward();
+    in_parts<A>(
+        arrays, 2, [&](void* partial, int64_t tiles) { pass.backward_backward_sums(args, partial, 0, tiles); },
+        [&](void* partial, int64_t c) { pass.backward_backward_fold(args.problem, partial, sums, 0, c); });
+  }
+  template <class T, class A>
+  void backward_backward_apply(Arrays<T>& arrays, const A* terms) const {
+    passes(arrays.problem())
+        .backward_backward(arrays.backward_backward(), terms, 0, cpu::tiling(arrays.problem()).tiles);
+  }
+
  private:
+  template <class Partial, class T, class Sums, class Fold>
+  static void in_parts(const Arrays<T>& arrays, int order, Sums&& sums, Fold&& fold) {
+    const cbn::Problem& p = arrays.problem();
+    const cpu::Tiling t = cpu::tiling(p);
+    Guarded<Partial> partial(cpu::kPartials[order] * t.slots * p.c);
+    sums(partial.data(), t.tiles);
+    fold(partial.data(), p.c);
+    CHECK(partial.intact(), "%s, order %d", arrays.name().c_str(), order);
+  }
+
   const cpu::Passes& passes(const cbn::Problem& p) const {
     return table_[static_cast<int>(p.dtype)][static_cast<int>(p.activation)];
   }
@@ -172,6 +217,7 @@ template <class T>
 void check_all(const Cpu& device) {
   check_shapes<T>(device);
   check_empty<T>(device);
+  check_parts<T>(device);
   check_special_values<T>(device);
   check_far_from_zero<T>(device);
   if constexpr (sizeof(T) == 2) check_conversions<T>(device);

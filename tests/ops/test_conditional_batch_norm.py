@@ -17,7 +17,7 @@ from torch.autograd import gradcheck, gradgradcheck
 import gankernels
 from gankernels.errors import ImplementationUnavailable, InputError
 from gankernels.ops import conditional_batch_norm
-from gankernels.ops.conditional_batch_norm import op
+from gankernels.ops.conditional_batch_norm import op, synchronized
 from implementations import kernels_of
 
 KERNELS = kernels_of("conditional_batch_norm")
@@ -336,6 +336,13 @@ def op_calls(namespace: str, device: str):
         ops.conditional_batch_norm_backward_backward.default,
         (dy, gain, bias, dy, x, gain, bias, mean, var, True, *tail),
     )
+    saved = (x, gain, bias, mean, var)
+    terms = torch.randn(5, 3, device=device)
+    yield ops.conditional_batch_norm_statistics.default, (x,)
+    yield ops.conditional_batch_norm_backward_sums.default, (dy, *saved, *tail)
+    yield ops.conditional_batch_norm_backward_apply.default, (dy, *saved, terms[:2], *tail)
+    yield ops.conditional_batch_norm_backward_backward_sums.default, (dy, dy, *saved, *tail)
+    yield ops.conditional_batch_norm_backward_backward_apply.default, (dy, gain, bias, dy, *saved, terms, *tail)
 
 
 @kernels
@@ -345,7 +352,7 @@ def test_opcheck(device, impl):
 
 
 def test_native_and_triton_schemas_are_one():
-    for name, signature in op.SCHEMAS.items():
+    for name, signature in (op.SCHEMAS | synchronized.PARTS).items():
         for namespace in op.families():
             schema = str(getattr(getattr(torch.ops, namespace), name).default._schema)
             assert schema == f"{namespace}::{name}{signature}"

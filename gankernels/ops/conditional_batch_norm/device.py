@@ -147,6 +147,7 @@ def _conditional_batch_norm_finish_statistics_kernel(
     CHANNELS_LAST: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_ROWS: tl.constexpr,
 ):  # fmt: skip
     """mean [C] and biased var [C] of all rows: Chan, Golub and LeVeque 1979, equation 2.1."""
+    OUT: tl.constexpr = mean_ptr.dtype.element_ty
     ACC: tl.constexpr = sums_ptr.dtype.element_ty
     offs_c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     count = tl.zeros([1, BLOCK_ROWS], ACC)
@@ -165,9 +166,9 @@ def _conditional_batch_norm_finish_statistics_kernel(
         m2 += tl.load(sums_ptr + offs_m2, mask=mask, other=0.0) + delta * delta * count * share
         count += size
     count, mean, m2 = _union(count, mean, m2)
-    mean += _first(x_ptr, offs_c, C, L, CHANNELS_LAST).to(ACC)
+    mean = mean.to(OUT) + _first(x_ptr, offs_c, C, L, CHANNELS_LAST).to(OUT)
     tl.store(mean_ptr + offs_c[:, None], mean, mask=(offs_c < C)[:, None])
-    tl.store(var_ptr + offs_c[:, None], m2 / count, mask=(offs_c < C)[:, None])
+    tl.store(var_ptr + offs_c[:, None], (m2 / count).to(OUT), mask=(offs_c < C)[:, None])
 
 
 @triton.jit

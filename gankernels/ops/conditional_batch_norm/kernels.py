@@ -100,14 +100,7 @@ def conditional_batch_norm_forward(
     plan = _plan_of(x, layout, 0)
     with _on_device_of(x):
         if batch_statistics:
-            sums = x.new_empty((2, plan.rows, plan.c), dtype=acc)
-            device._conditional_batch_norm_statistics_kernel[plan.grid](
-                x, sums, plan.c, plan.l, plan.rows, plan.chunks, plan.tiles, **plan.tile
-            )
-            device._conditional_batch_norm_finish_statistics_kernel[plan.small_grid](
-                x, sums, mean, var, plan.c, plan.l, plan.rows, plan.chunks, plan.tiles * plan.tile["BLOCK_L"],
-                CHANNELS_LAST=plan.tile["CHANNELS_LAST"], **_SMALL, **_OPTIONS,
-            )  # fmt: skip
+            launch_statistics(plan, x, mean, var)
         device._conditional_batch_norm_forward_kernel[plan.grid](
             x, gain, bias, mean, var, y, plan.c, plan.l, plan.chunks, plan.tiles,
             **_formula(eps, activation, slope), **plan.tile,
@@ -138,21 +131,14 @@ def conditional_batch_norm_backward(
         return dx, dgain.zero_(), dbias.zero_()
     x, dy = (t.contiguous(memory_format=layout) for t in (x, dy))
     plan, formula = _plan_of(x, layout, 1), _formula(eps, activation, slope)
-    sums = x.new_empty((2, plan.rows, plan.c), dtype=_accumulator(x))
-    terms = x.new_empty((2, plan.c), dtype=sums.dtype)
+    terms = x.new_empty((2, plan.c), dtype=_accumulator(x))
     with _on_device_of(x):
-        device._conditional_batch_norm_backward_sums_kernel[plan.grid](
-            dy, x, gain, bias, mean, var, sums, plan.c, plan.l, plan.rows, plan.chunks, plan.tiles,
-            **formula, **plan.tile,
-        )  # fmt: skip
+        sums = launch_backward_sums(plan, formula, dy, x, gain, bias, mean, var)
         device._conditional_batch_norm_backward_terms_kernel[plan.small_grid](
             sums, gain, var, dgain, dbias, terms, plan.n, plan.c, plan.chunks, plan.n * plan.l,
             EPS=float(eps), BATCH_STATISTICS=batch_statistics, **plan.small_tile,
         )  # fmt: skip
-        device._conditional_batch_norm_backward_kernel[plan.grid](
-            dy, x, gain, bias, mean, var, terms, dx, plan.c, plan.l, plan.chunks, plan.tiles,
-            **formula, BATCH_STATISTICS=batch_statistics, **plan.tile,
-        )  # fmt: skip
+        launch_backward(plan, formula, batch_statistics, dy, x, gain, bias, mean, var, terms, dx)
     return dx, dgain, dbias
 
 
@@ -182,23 +168,64 @@ def conditional_batch_norm_backward_backward(
         return ddy, dx, dgain.zero_()
     x, dy, ddx = (t.contiguous(memory_format=layout) for t in (x, dy, ddx))
     plan, formula = _plan_of(x, layout, 2), _formula(eps, activation, slope)
-    sums = x.new_empty((5, plan.rows, plan.c), dtype=_accumulator(x))
-    terms = x.new_empty((5, plan.c), dtype=sums.dtype)
+    terms = x.new_empty((5, plan.c), dtype=_accumulator(x))
     with _on_device_of(x):
-        device_backward_backward._conditional_batch_norm_backward_backward_sums_kernel[plan.grid](
-            ddx, dy, x, gain, bias, mean, var, sums, plan.c, plan.l, plan.rows, plan.chunks, plan.tiles,
-            **formula, **plan.tile,
-        )  # fmt: skip
+        sums = launch_backward_backward_sums(plan, formula, ddx, dy, x, gain, bias, mean, var)
         device_backward_backward._conditional_batch_norm_backward_backward_terms_kernel[plan.small_grid](
             sums, ddgain, gain, var, dgain, terms, plan.n, plan.c, plan.chunks, plan.n * plan.l,
             EPS=float(eps), BATCH_STATISTICS=batch_statistics, **plan.small_tile,
         )  # fmt: skip
-        device_backward_backward._conditional_batch_norm_backward_backward_kernel[plan.grid](
-            ddx, ddgain, ddbias, dy, x, gain, bias, mean, var, terms, ddy, dx,
-            plan.c, plan.l, plan.chunks, plan.tiles,
-            **formula, BATCH_STATISTICS=batch_statistics, **plan.tile,
-        )  # fmt: skip
+        launch_backward_backward(
+            plan, formula, batch_statistics, ddx, ddgain, ddbias, dy, x, gain, bias, mean, var, terms, ddy, dx
+        )
     return ddy, dx, dgain
+
+
+# ---- The passes over pixels ----  on dense tensors of one layout, on x's device; parts.py launches them one by one.
+
+
+def launch_statistics(plan: _Plan, x: Tensor, mean: Tensor, var: Tensor) -> None:
+    """Writes mean and var [C], in the accumulation type or in fp64."""
+    sums = x.new_empty((2, plan.rows, plan.c), dtype=_accumulator(x))
+    device._conditional_batch_norm_statistics_kernel[plan.grid](
+        x, sums, plan.c, plan.l, plan.rows, plan.chunks, plan.tiles, **plan.tile
+    )
+    device._conditional_batch_norm_finish_statistics_kernel[plan.small_grid](
+        x, sums, mean, var, plan.c, plan.l, plan.rows, plan.chunks, plan.tiles * plan.tile["BLOCK_L"],
+        CHANNELS_LAST=plan.tile["CHANNELS_LAST"], **_SMALL, **_OPTIONS,
+    )  # fmt: skip
+
+
+def launch_backward_sums(plan: _Plan, formula: dict[str, Any], *tensors: Tensor) -> Tensor:
+    """s0 and s1 for each row: [2, rows, C]. ``tensors``: dy, x, gain, bias, mean, var."""
+    sums = tensors[-1].new_empty((2, plan.rows, plan.c))
+    device._conditional_batch_norm_backward_sums_kernel[plan.grid](
+        *tensors, sums, plan.c, plan.l, plan.rows, plan.chunks, plan.tiles, **formula, **plan.tile
+    )
+    return sums
+
+
+def launch_backward(plan: _Plan, formula: dict[str, Any], batch_statistics: bool, *tensors: Tensor) -> None:
+    """``tensors``: dy, x, gain, bias, mean, var, terms [2, C], and dx, which it writes."""
+    device._conditional_batch_norm_backward_kernel[plan.grid](
+        *tensors, plan.c, plan.l, plan.chunks, plan.tiles, **formula, BATCH_STATISTICS=batch_statistics, **plan.tile
+    )
+
+
+def launch_backward_backward_sums(plan: _Plan, formula: dict[str, Any], *tensors: Tensor) -> Tensor:
+    """s0, s1, t0, t1 and u for each row: [5, rows, C]. ``tensors``: ddx, dy, x, gain, bias, mean, var."""
+    sums = tensors[-1].new_empty((5, plan.rows, plan.c))
+    device_backward_backward._conditional_batch_norm_backward_backward_sums_kernel[plan.grid](
+        *tensors, sums, plan.c, plan.l, plan.rows, plan.chunks, plan.tiles, **formula, **plan.tile
+    )
+    return sums
+
+
+def launch_backward_backward(plan: _Plan, formula: dict[str, Any], batch_statistics: bool, *tensors: Tensor) -> None:
+    """``tensors``: ddx, ddgain, ddbias, dy, x, gain, bias, mean, var, terms [5, C], and ddy and dx, which it writes."""
+    device_backward_backward._conditional_batch_norm_backward_backward_kernel[plan.grid](
+        *tensors, plan.c, plan.l, plan.chunks, plan.tiles, **formula, BATCH_STATISTICS=batch_statistics, **plan.tile
+    )
 
 
 def _accumulator(x: Tensor) -> torch.dtype:
@@ -259,3 +286,6 @@ def specialisations() -> Iterator[Specialisation]:
                 }
                 constexprs = {name: given[name] for name, t in signature.items() if t == "constexpr"}
                 yield Specialisation(kernel, signature, constexprs, _OPTIONS)
+                if kernel is device._conditional_batch_norm_finish_statistics_kernel:  # as parts.py launches it
+                    exact = signature | {"mean_ptr": "*fp64", "var_ptr": "*fp64"}
+                    yield Specialisation(kernel, exact, constexprs, _OPTIONS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,8 +13,12 @@ from torch import Tensor
 from gankernels import dispatch, selfcheck
 from gankernels.errors import InputError
 from gankernels.ops import _layout
+from gankernels.ops._collectives import several_ranks
 from gankernels.ops._registration import NAMESPACES, define_triton, families, refuse_transforms
-from gankernels.ops.conditional_batch_norm import reference
+from gankernels.ops.conditional_batch_norm import reference, synchronized
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 _OP = "conditional_batch_norm"
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -28,10 +32,11 @@ def conditional_batch_norm(
     running_mean: Tensor | None = None,  # [C]
     running_var: Tensor | None = None,  # [C]
     training: bool = True,
-    momentum: float = 0.1,
+    momentum: float | Tensor = 0.1,
     eps: float = 1e-5,
     activation: str = "none",
     slope: float = 0.2,
+    process_group: ProcessGroup | None = None,
     impl: str | None = None,
 ) -> Tensor:
     """``act((x - mean) / sqrt(var + eps) * gain + bias)`` with a gain and a bias for every sample.
@@ -47,10 +52,13 @@ def conditional_batch_norm(
         running_mean: [C], updated in place in training.
         running_var: [C], updated in place in training.
         training: use the statistics of this batch.
-        momentum: weight of this batch in the running statistics.
+        momentum: weight of this batch in the running statistics; a tensor [] on x's device spares a synchronisation.
         eps: added to the variance.
         activation: ``"none"``, ``"relu"`` or ``"lrelu"``.
         slope: of ``"lrelu"`` below zero.
+        process_group: take the statistics in training over the samples of all its ranks. Each may have another number
+            of them, or none, but all must call, and all must differentiate: one collective a pass. The gradients are
+            those of the sum of all ranks' losses.
         impl: force ``"reference"``, ``"cpu"``, ``"triton"`` or ``"cuda"``; None lets dispatch choose.
 
     Returns:
@@ -66,26 +74,52 @@ def conditional_batch_norm(
         >>> x = torch.randn(8, 64, 16, 16, requires_grad=True)
         >>> y = conditional_batch_norm(x, torch.ones(8, 64), torch.zeros(8, 64), activation="relu")
     """
-    _check(x, gain, bias, running_mean, running_var, training, activation)
+    synchronize = several_ranks(process_group) and training
+    _check(x, gain, bias, running_mean, running_var, training, synchronize, activation)
     given = (None, None) if training else (running_mean, running_var)
+    formula = (eps, activation, slope)
+    count: int | Tensor = x.shape[0] * x.shape[2] * x.shape[3]
 
     choice = dispatch.choose(_OP, x, impl)
     if choice.impl == "reference":
+        if synchronize and process_group is not None:
+            mean, var, count = reference.statistics(x, process_group.group_name)
+            given = (mean, var)
         y, mean, var = reference.conditional_batch_norm(
             x, gain, bias, *given, eps=eps, activation=activation, slope=slope
         )
         y = y.contiguous(memory_format=_layout.memory_format(x))
     else:
         refuse_transforms(_OP, x, gain, bias)
-        forward = getattr(torch.ops, NAMESPACES[choice.impl]).conditional_batch_norm_forward
-        y, mean, var = forward(x, gain, bias, *given, eps, activation, slope)
+        family = NAMESPACES[choice.impl]
+        if synchronize and process_group is not None:
+            y, mean, var, count = synchronized.conditional_batch_norm(
+                x, gain, bias, *formula, family=family, process_group=process_group
+            )
+        else:
+            forward = getattr(torch.ops, family).conditional_batch_norm_forward
+            y, mean, var = forward(x, gain, bias, *given, *formula)
 
-    if training and running_mean is not None and running_var is not None and x.numel() > 0:
-        with torch.no_grad():
-            count = x.numel() // x.shape[1]
-            running_mean.lerp_(mean.to(running_mean.dtype), momentum)
-            running_var.lerp_((var * (count / (count - 1))).to(running_var.dtype), momentum)
+    if training and running_mean is not None and running_var is not None:
+        _update(running_mean, running_var, mean, var, count, momentum)
     return y
+
+
+@torch.no_grad()
+def _update(
+    running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, count: int | Tensor, momentum: float | Tensor
+) -> None:
+    """Move the running statistics towards those of ``count`` pixels, the variance unbiased; no pixels move nothing."""
+    if not isinstance(count, Tensor) and count == 0:
+        return
+    unbiased = var * (count / (count - 1))
+    for running, batch in ((running_mean, mean), (running_var, unbiased)):
+        batch = batch.to(running.dtype)
+        weight = momentum.to(running.dtype) if isinstance(momentum, Tensor) else momentum
+        if isinstance(count, Tensor):  # known to the device alone
+            running.copy_(running.lerp(batch, weight).where(count > 1, running))
+        else:
+            running.lerp_(batch, weight)
 
 
 def _check(
@@ -95,6 +129,7 @@ def _check(
     running_mean: Tensor | None,
     running_var: Tensor | None,
     training: bool,
+    synchronize: bool,
     activation: str,
 ) -> None:
     if x.dim() != 4:
@@ -104,7 +139,7 @@ def _check(
     if activation not in reference.ACTIVATIONS:
         raise InputError(f"activation: got {activation!r}, expected one of {', '.join(reference.ACTIVATIONS)}")
     n, c = x.shape[:2]
-    if training and n * x.shape[2] * x.shape[3] == 1:
+    if training and not synchronize and n * x.shape[2] * x.shape[3] == 1:
         raise InputError(f"x: got shape {tuple(x.shape)}, expected more than one value per channel when training")
     statistics = {"running_mean": running_mean, "running_var": running_var}
     if not training and None in statistics.values():

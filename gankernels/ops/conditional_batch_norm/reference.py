@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gankernels.ops._collectives import all_reduce_sum
+
 #: Activations by name. At zero both take the derivative that PyTorch takes: that of the negative side.
 ACTIVATIONS = ("none", "relu", "lrelu")
 
@@ -47,3 +49,14 @@ def conditional_batch_norm(
     x_hat = (x_ - mean[:, None, None]) * (var + eps).rsqrt()[:, None, None]
     z = x_hat * gain.to(dtype)[:, :, None, None] + bias.to(dtype)[:, :, None, None]
     return activate(z, activation, slope).to(x.dtype), mean, var
+
+
+def statistics(x: Tensor, group: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and biased variance [C] of x [N, C, H, W] over the samples of all ranks of ``group``, and the number of
+    pixels of a channel in them, fp64. Differentiable to every order."""
+    x_ = x.to(torch.promote_types(x.dtype, torch.float32))
+    n, _, h, w = x.shape
+    count = all_reduce_sum(x_.new_tensor(n * h * w, dtype=torch.float64), group)
+    mean = (all_reduce_sum(x_.sum((0, 2, 3), dtype=torch.float64), group) / count).to(x_.dtype)
+    squares = (x_ - mean[:, None, None]).square().sum((0, 2, 3), dtype=torch.float64)
+    return mean, (all_reduce_sum(squares, group) / count).to(x_.dtype), count

@@ -1,0 +1,106 @@
+// What the bindings of conditional batch normalisation share: arguments in the form that kernels take, and how the
+// CPU's passes are spread over threads.
+#pragma once
+
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+
+#include "../cpu/conditional_batch_norm.h"
+#include "common.h"
+
+#ifdef GANKERNELS_WITH_CUDA
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#endif
+
+namespace gankernels::conditional_batch_norm {
+
+using at::Tensor;
+
+// ---- Arguments ----
+
+inline Problem problem_of(const Tensor& x, bool batch_statistics, double eps, std::string_view activation,
+                          double slope) {
+  TORCH_CHECK(x.dim() == 4, "x: got ", x.dim(), " dimensions, expected 4: [N, C, H, W]");
+  return {x.size(0), x.size(1), x.size(2) * x.size(3), layout_of(x), dtype_of(x), activation_of(activation),
+          slope,     eps,       batch_statistics};
+}
+
+// With x's shape and device, in the layout of the problem.
+inline Tensor pixels(const char* name, const Tensor& t, const Tensor& x, const Problem& p) {
+  TORCH_CHECK(t.sizes() == x.sizes(), name, ": got shape ", t.sizes(), ", expected ", x.sizes());
+  TORCH_CHECK(t.device() == x.device(), name, ": got device ", t.device(), ", expected ", x.device());
+  TORCH_CHECK(t.scalar_type() == x.scalar_type(), name, ": got dtype ", t.scalar_type(), ", expected ",
+              x.scalar_type());
+  return t.contiguous(memory_format(p.layout));
+}
+
+// Contiguous, in the accumulation type.
+inline Tensor small(const char* name, const Tensor& t, const Tensor& x, at::IntArrayRef shape) {
+  TORCH_CHECK(t.sizes() == shape, name, ": got shape ", t.sizes(), ", expected ", shape);
+  TORCH_CHECK(t.device() == x.device(), name, ": got device ", t.device(), ", expected ", x.device());
+  return t.to(accumulator_of(x)).contiguous();
+}
+
+// ---- The CPU's threads ----
+
+// Bytes of one tensor that a thread takes through all passes before the next: they stay in its second-level cache.
+inline constexpr int64_t kCacheBytes = 128 << 10;
+
+// Numbers below which a thread is not worth waking, as ATen's own kernels have it.
+inline constexpr int64_t kGrain = 32768;
+
+// What of an order runs: all of it, or what stands before or behind its middle step.
+enum class Part { kAll, kSums, kApply };
+
+// Runs sums over the tiles, terms over the channels, apply over the tiles. Contiguous channels are independent, so each
+// goes through all three while it is in the cache.
+template <class Sums, class Terms, class Apply>
+void run(const Problem& p, Part part, Sums&& sums, Terms&& terms, Apply&& apply) {
+  const bool with_sums = part != Part::kApply, with_apply = part != Part::kSums;
+  const cpu::Tiling t = cpu::tiling(p);
+  const int64_t pixels = std::max<int64_t>(p.n * p.l, 1), channels_grain = at::divup(kGrain, pixels);
+  if (t.per_channel > 0 && p.c >= at::get_num_threads()) {
+    const int64_t step = std::max<int64_t>(kCacheBytes / 4 / pixels, 1);
+    at::parallel_for(0, p.c, channels_grain, [&](int64_t begin, int64_t end) {
+      for (int64_t c = begin; c < end; c += step) {
+        const int64_t last = std::min(c + step, end);
+        if (with_sums) {
+          sums(c * t.per_channel, last * t.per_channel);
+          terms(c, last);
+        }
+        if (with_apply) apply(c * t.per_channel, last * t.per_channel);
+      }
+    });
+    return;
+  }
+  const int64_t tile_grain = t.tiles > 0 ? at::divup(kGrain * t.tiles, pixels * p.c) : 1;
+  if (with_sums) {
+    at::parallel_for(0, t.tiles, tile_grain, sums);
+    at::parallel_for(0, p.c, channels_grain, terms);
+  }
+  if (with_apply) at::parallel_for(0, t.tiles, tile_grain, apply);
+}
+
+// `like` is on the device and in the accumulation type.
+inline Tensor partials(const Problem& p, const Tensor& like, int order) {
+  const auto dtype = order == 0 ? at::kDouble : like.scalar_type();
+  return at::empty({cpu::kPartials[order], cpu::tiling(p).slots, p.c}, like.options().dtype(dtype));
+}
+
+// ---- The GPU's stream ----
+
+#ifdef GANKERNELS_WITH_CUDA
+// Calls launcher(workspace, stream), which returns a cudaError_t, on the device of `like`.
+template <class Launcher>
+void on_stream(const Problem& p, const Tensor& like, int order, Launcher&& launcher) {
+  const c10::cuda::CUDAGuard guard(like.device());
+  const Tensor workspace = at::empty({cuda::workspace_bytes(p, order)}, like.options().dtype(at::kByte));
+  C10_CUDA_CHECK(
+      static_cast<cudaError_t>(launcher(workspace.mutable_data_ptr(), c10::cuda::getCurrentCUDAStream().stream())));
+}
+#endif
+
+}  // namespace gankernels::conditional_batch_norm
