@@ -78,8 +78,8 @@ class Benchmark:
         launches: kernel launches that any implementation needs, for the floor of small shapes.
         place: ``(tensors, dtype, memory format) -> tensors``: how inputs, on their device already, take a row's dtype
             and layout, where not as ``inputs`` says: the weights of a step stay in fp32 beside bf16 pictures.
-        judged: of a step: ``(outputs) -> tensors`` that are held against the exact ones, where not the outputs
-            themselves. It is not timed.
+        judged: ``(results) -> tensors`` that are held against the exact ones, where not each result by itself is
+            (all gradients of a step as one vector). It is not timed.
     """
 
     op: str

@@ -134,7 +134,7 @@ class Problem:
 
     def _comparable(self, results: list[Tensor]) -> list[Tensor]:
         """What is held against the exact: at a kink, where either side is right, a cotangent's gradient is zero."""
-        if self.mode == STEP and self.benchmark.judged is not None:
+        if self.benchmark.judged is not None:
             return list(self.benchmark.judged(results))
         if self.mode != DOUBLE_BACKWARD:
             return results
