@@ -1,5 +1,6 @@
 """The fused ops. Each is differentiable twice, keeps the layout of its input, and takes ``impl=`` to force a kernel."""
 
+from gankernels.ops.bias_act import bias_act
 from gankernels.ops.conditional_batch_norm import conditional_batch_norm
 
-__all__ = ["conditional_batch_norm"]
+__all__ = ["bias_act", "conditional_batch_norm"]
