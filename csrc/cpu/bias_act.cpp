@@ -36,11 +36,11 @@ struct PerChannel {
   GK_INLINE A ddbias_at(int64_t c) const { return ddbias ? ddbias[c] : A(0); }
 };
 
-// One piece of one plane. `body`, here and below, is body(offset, bias, ddbias) for V a vector, or a number at odd
-// ends, and returns what is summed for each channel.
-template <class T, bool kSums, int kSteps, class Body>
+// One piece of one plane. `body` and `odd`, here and below, take (offset, bias, ddbias), do their work on a vector or
+// on a single number of an odd end, and return what is summed for each channel.
+template <class T, bool kSums, int kSteps, class Body, class Odd>
 GK_INLINE void walk_piece(const Problem& p, const Tiling& t, const PerChannel<AccumulatorT<T>>& of,
-                          AccumulatorT<T>* partial, int64_t index, Body&& body) {
+                          AccumulatorT<T>* partial, int64_t index, Body&& body, Odd&& odd) {
   using A = AccumulatorT<T>;
   using W = Vector<A>;
   constexpr int64_t kLane = kLanes<A>, kStep = kSteps * kLane;
@@ -59,9 +59,10 @@ GK_INLINE void walk_piece(const Problem& p, const Tiling& t, const PerChannel<Ac
       for (int k = 0; k < kSteps; ++k) sums[k] += body(offset + j + k * kLane, biases, ddbiases);
     for (int k = 0; k < kSteps; ++k) total += sums[k];
   }
-  for (; j < vectors; j += kLane) total += body(offset + j, biases, ddbiases);
+  if constexpr (kSteps > 1)
+    for (; j < vectors; j += kLane) total += body(offset + j, biases, ddbiases);
   A sum = 0;
-  for (; j < length; ++j) sum += body(offset + j, bias, ddbias);
+  for (; j < length; ++j) sum += odd(offset + j, bias, ddbias);
   if constexpr (kSums) {
     for (int64_t k = 0; k < kLane; ++k) sum += total[k];
     partial[(n * t.pieces + piece) * p.channels + c] = sum;
@@ -85,9 +86,9 @@ struct Columns {
   }
 };
 
-template <class T, bool kSums, int64_t kRows, class Body>
+template <class T, bool kSums, int64_t kRows, class Body, class Odd>
 GK_INLINE void walk_rows(const Problem& p, const Tiling& t, const PerChannel<AccumulatorT<T>>& of,
-                         AccumulatorT<T>* partial, int64_t index, Body&& body) {
+                         AccumulatorT<T>* partial, int64_t index, Body&& body, Odd&& odd) {
   using A = AccumulatorT<T>;
   using W = Vector<A>;
   constexpr int64_t kLane = kLanes<A>;
@@ -105,15 +106,20 @@ GK_INLINE void walk_rows(const Problem& p, const Tiling& t, const PerChannel<Acc
     if constexpr (kSums) run[j] = total[j] = 0;
     if (++l == p.inner) l = 0, c = c + 1 == channels ? 0 : c + 1;
   }
-  const auto strip = [&]<class V, int64_t kCount>(int64_t e, int64_t j) GK_LAMBDA_INLINE {
-    V sum = {};
-    for (int64_t r = 0; r < kCount; ++r) sum += body(e + r * columns.stride, load<V>(bias + j), load<V>(ddbias + j));
-    if constexpr (kSums) add(run + j, sum);
+  const auto number = [&](int64_t e, int64_t j) GK_LAMBDA_INLINE {
+    const A sum = odd(e, bias[j], ddbias[j]);
+    if constexpr (kSums) run[j] += sum;
   };
   const auto rows_at = [&]<int64_t kCount>(int64_t row) GK_LAMBDA_INLINE {
     const int64_t e = offset + row * columns.stride;
-    for (int64_t j = 0; j < vectors; j += kLane) strip.template operator()<W, kCount>(e + j, j);
-    for (int64_t j = vectors; j < columns.width; ++j) strip.template operator()<A, kCount>(e + j, j);
+    for (int64_t j = 0; j < vectors; j += kLane) {
+      W sum = {};
+      for (int64_t r = 0; r < kCount; ++r)
+        sum += body(e + r * columns.stride + j, load<W>(bias + j), load<W>(ddbias + j));
+      if constexpr (kSums) add(run + j, sum);
+    }
+    for (int64_t j = vectors; j < columns.width; ++j)
+      for (int64_t r = 0; r < kCount; ++r) number(e + r * columns.stride + j, j);
   };
   int64_t row = 0;
   while (row < columns.rows) {
@@ -124,8 +130,7 @@ GK_INLINE void walk_rows(const Problem& p, const Tiling& t, const PerChannel<Acc
     if constexpr (kSums)
       for (int64_t j = 0; j < columns.width; ++j) total[j] += run[j], run[j] = 0;
   }
-  for (int64_t j = 0; j < columns.remainder; ++j)
-    strip.template operator()<A, 1>(offset + columns.rows * columns.stride + j, j);
+  for (int64_t j = 0; j < columns.remainder; ++j) number(offset + columns.rows * columns.stride + j, j);
   if constexpr (kSums) {
     A* sums = partial + slot * p.channels + c0;
     for (int64_t c = 0; c < channels; ++c) sums[c] = 0;
@@ -139,12 +144,16 @@ GK_INLINE void walk_rows(const Problem& p, const Tiling& t, const PerChannel<Acc
 template <class T, Activation kAct, bool kSums, class Body>
 GK_INLINE void walk(const Problem& p, const PerChannel<AccumulatorT<T>>& of, void* partial, int64_t begin, int64_t end,
                     Body&& body) {
+  using A = AccumulatorT<T>;
   const Tiling t = tiling(p);
-  AccumulatorT<T>* sums = static_cast<AccumulatorT<T>*>(partial);
-  if (t.planes) {
-    for (int64_t i = begin; i < end; ++i) walk_piece<T, kSums, kUnroll<kAct>>(p, t, of, sums, i, body);
-  } else {
-    for (int64_t i = begin; i < end; ++i) walk_rows<T, kSums, kSums ? kStrip<T, kAct> : 1>(p, t, of, sums, i, body);
+  A* sums = static_cast<A*>(partial);
+  // Not inlined: odd ends are rare, and their code is as large as that of the vectors.
+  const auto odd = [&](int64_t e, A bias, A ddbias) __attribute__((noinline)) { return body(e, bias, ddbias); };
+  for (int64_t i = begin; i < end; ++i) {
+    if (t.planes)
+      walk_piece<T, kSums, kUnroll<kAct>>(p, t, of, sums, i, body, odd);
+    else
+      walk_rows<T, kSums, kSums ? kStrip<T, kAct> : 1>(p, t, of, sums, i, body, odd);
   }
 }
 
