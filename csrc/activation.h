@@ -43,6 +43,19 @@ constexpr bool is_piecewise_linear(Activation activation) {
   return activation <= Activation::kLeakyRelu;
 }
 
+// sigmoid(z) and its derivative, by way of the smaller of sigmoid(z) and sigmoid(-z): 1 - sigmoid(z) has no correct
+// digit where z is large.
+template <class V>
+struct Logistic {
+  V value, slope;
+
+  template <class Math>
+  static GK_HOST_DEVICE Logistic of(V z, Math) {
+    const V smaller = Math::sigmoid(z > V{} ? -z : z), larger = V{} + 1.0f - smaller;
+    return {z > V{} ? larger : smaller, smaller * larger};
+  }
+};
+
 // act(z). relu sends NaN through and 0 to 0, as torch's does; no slope stands in for it, since 0 * inf is NaN.
 template <Activation kAct, class Math = StandardMath, class V>
 GK_HOST_DEVICE V activate(V z, V slope) {
@@ -59,20 +72,15 @@ GK_HOST_DEVICE V activate(V z, V slope) {
 // act'(z) g.
 template <Activation kAct, class Math = StandardMath, class V>
 GK_HOST_DEVICE V activate_backward(V z, V g, V slope) {
-  const V one = V{} + 1.0f;
+  const V four = V{} + 4.0f;
   if constexpr (kAct == Activation::kRelu) return z <= V{} ? V{} : g;
   if constexpr (kAct == Activation::kLeakyRelu) return z > V{} ? g : g * slope;
-  if constexpr (kAct == Activation::kTanh) {
-    const V y = Math::tanh(z);
-    return g * (one - y * y);
-  }
-  if constexpr (kAct == Activation::kSigmoid) {
-    const V s = Math::sigmoid(z);
-    return g * ((one - s) * s);
-  }
+  // tanh(z) = 2 sigmoid(2 z) - 1
+  if constexpr (kAct == Activation::kTanh) return g * (four * Logistic<V>::of(z + z, Math()).slope);
+  if constexpr (kAct == Activation::kSigmoid) return g * Logistic<V>::of(z, Math()).slope;
   if constexpr (kAct == Activation::kSilu) {
-    const V s = Math::sigmoid(z);
-    return g * (s * (one + z * (one - s)));
+    const auto s = Logistic<V>::of(z, Math());
+    return g * (s.value + z * s.slope);
   }
   if constexpr (kAct == Activation::kSoftplus) return z > V{} + kSoftplusThreshold ? g : g * Math::sigmoid(z);
   if constexpr (kAct == Activation::kGelu) return g * (Math::normal_cdf(z) + z * Math::normal_pdf(z));
@@ -82,22 +90,20 @@ GK_HOST_DEVICE V activate_backward(V z, V g, V slope) {
 // act''(z) g.
 template <Activation kAct, class Math = StandardMath, class V>
 GK_HOST_DEVICE V activate_backward_backward(V z, V g) {
-  const V one = V{} + 1.0f, two = V{} + 2.0f;
+  const V one = V{} + 1.0f, two = V{} + 2.0f, eight = V{} + 8.0f;
   if constexpr (kAct == Activation::kTanh) {
-    const V y = Math::tanh(z);
-    return g * (-two * y * (one - y * y));
+    return g * (-eight * Logistic<V>::of(z + z, Math()).slope * Math::tanh(z));
   }
   if constexpr (kAct == Activation::kSigmoid) {
-    const V s = Math::sigmoid(z);
-    return g * ((one - s) * s * (one - two * s));
+    const auto s = Logistic<V>::of(z, Math());
+    return g * (s.slope * (one - two * s.value));
   }
   if constexpr (kAct == Activation::kSilu) {
-    const V s = Math::sigmoid(z);
-    return g * ((one - s) * s * (two + z * (one - two * s)));
+    const auto s = Logistic<V>::of(z, Math());
+    return g * (s.slope * (two + z * (one - two * s.value)));
   }
   if constexpr (kAct == Activation::kSoftplus) {
-    const V s = Math::sigmoid(z);
-    return z >= V{} + kSoftplusThreshold ? V{} : g * ((one - s) * s);
+    return z >= V{} + kSoftplusThreshold ? V{} : g * Logistic<V>::of(z, Math()).slope;
   }
   if constexpr (kAct == Activation::kGelu) return g * (Math::normal_pdf(z) * (two - z * z));
   return V{};

@@ -13,7 +13,7 @@ ACTIVATIONS = (*PIECEWISE_LINEAR, "tanh", "sigmoid", "silu", "softplus", "gelu")
 
 
 def activate(z: Tensor, activation: str, slope: float) -> Tensor:
-    """``act(z)``, with PyTorch's derivatives: at a kink, that of the negative side. ``slope`` is lrelu's, below zero."""
+    """``act(z)``, with PyTorch's derivatives: at a kink, that of the negative side. ``slope`` is lrelu's below zero."""
     match activation:
         case "relu":
             return F.relu(z)

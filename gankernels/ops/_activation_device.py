@@ -17,10 +17,21 @@ def _sigmoid(z):
 
 @triton.jit
 def _tanh(z):
-    # Of -2 |z|, whose exponential cannot overflow. libdevice's would not run in the interpreter.
+    # (1 - e) / (1 + e), and 1 - 2 e / (1 + e) where that is close to 1. libdevice's would not run in the interpreter.
     e = tl.exp(-2.0 * tl.abs(z))
-    size = (1.0 - e) / (1.0 + e)
+    part = tl.where(e < 0.25, 2.0 * e, 1.0 - e) / (1.0 + e)
+    size = tl.where(e < 0.25, 1.0 - part, part)
     return tl.where(z < 0, -size, size)
+
+
+@triton.jit
+def _logistic(z):
+    """sigmoid(z) and its derivative, by way of the smaller of sigmoid(z) and sigmoid(-z): 1 - sigmoid(z) has no correct
+    digit where z is large."""
+    e = tl.exp(-tl.abs(z))
+    smaller = e / (1.0 + e)
+    larger = 1.0 - smaller
+    return tl.where(z > 0, larger, smaller), smaller * larger
 
 
 @triton.jit
@@ -70,14 +81,15 @@ def activate_backward(z, g, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr):
     elif ACTIVATION == "lrelu":
         g = tl.where(z > 0, g, g * SLOPE)
     elif ACTIVATION == "tanh":
-        y = _tanh(z)
-        g = g * (1.0 - y * y)
+        # tanh(z) = 2 sigmoid(2 z) - 1
+        _value, slope = _logistic(2.0 * z)
+        g = g * (4.0 * slope)
     elif ACTIVATION == "sigmoid":
-        s = _sigmoid(z)
-        g = g * ((1.0 - s) * s)
+        _value, slope = _logistic(z)
+        g = g * slope
     elif ACTIVATION == "silu":
-        s = _sigmoid(z)
-        g = g * (s * (1.0 + z * (1.0 - s)))
+        value, slope = _logistic(z)
+        g = g * (value + z * slope)
     elif ACTIVATION == "softplus":
         g = tl.where(z > 20.0, g, g * _sigmoid(z))
     elif ACTIVATION == "gelu":
@@ -89,17 +101,17 @@ def activate_backward(z, g, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr):
 def activate_backward_backward(z, g, ACTIVATION: tl.constexpr):
     """``act''(z) g``, of a smooth activation."""
     if ACTIVATION == "tanh":
-        y = _tanh(z)
-        g = g * (-2.0 * y * (1.0 - y * y))
+        _value, slope = _logistic(2.0 * z)
+        g = g * (-8.0 * slope * _tanh(z))
     elif ACTIVATION == "sigmoid":
-        s = _sigmoid(z)
-        g = g * ((1.0 - s) * s * (1.0 - 2.0 * s))
+        value, slope = _logistic(z)
+        g = g * (slope * (1.0 - 2.0 * value))
     elif ACTIVATION == "silu":
-        s = _sigmoid(z)
-        g = g * ((1.0 - s) * s * (2.0 + z * (1.0 - 2.0 * s)))
+        value, slope = _logistic(z)
+        g = g * (slope * (2.0 + z * (1.0 - 2.0 * value)))
     elif ACTIVATION == "softplus":
-        s = _sigmoid(z)
-        g = tl.where(z >= 20.0, 0.0, g * ((1.0 - s) * s))
+        _value, slope = _logistic(z)
+        g = tl.where(z >= 20.0, 0.0, g * slope)
     elif ACTIVATION == "gelu":
         g = g * (_normal_pdf(z) * (2.0 - z * z))
     return g

@@ -28,10 +28,7 @@ def _offsets(n, offs_c, start, C, L, CHANNELS_LAST: tl.constexpr, BLOCK_L: tl.co
     """Offsets [BLOCK_C, BLOCK_L] of a tile, 64-bit, and its mask."""
     offs_l = start + tl.arange(0, BLOCK_L)
     mask = (offs_c < C)[:, None] & (offs_l < L)[None, :]
-    if CHANNELS_LAST:
-        offs = offs_l[None, :] * C + offs_c[:, None]
-    else:
-        offs = (n * C + offs_c)[:, None] * L + offs_l[None, :]
+    offs = offs_l[None, :] * C + offs_c[:, None] if CHANNELS_LAST else (n * C + offs_c)[:, None] * L + offs_l[None, :]
     return offs, mask
 
 
