@@ -88,14 +88,16 @@ struct Math {
     }
   }
 
-  // -expm1(-2 |z|) / (2 + expm1(-2 |z|)): exact to its own last digits where z is small.
+  // With e = exp(-2 |z|): (1 - e) / (1 + e), in terms of expm1, exact to its own last digits where z is small; and
+  // 1 - 2 e / (1 + e), whose rounding errors are those of a small number, where it is large.
   template <class V>
   static GK_INLINE V tanh(V z) {
     if constexpr (kIsFloat<V>) {
-      const V one = V{} + 1.0f;
-      const Exponential<V> e(magnitude(z) * -2.0f);
-      const V expm1 = multiply_add(e.scale, e.p, e.scale - one);
-      return with_sign_of(magnitude(expm1) / (V{} + 2.0f + expm1), z);
+      const V one = V{} + 1.0f, large = V{} + 0.25f;
+      const Exponential<V> of(magnitude(z) * -2.0f);
+      const V e = of.value(), less_one = multiply_add(of.scale, of.p, of.scale - one);
+      const V part = (e < large ? e + e : magnitude(less_one)) / (e < large ? one + e : V{} + 2.0f + less_one);
+      return with_sign_of(e < large ? one - part : part, z);
     } else {
       return each(z, [](double lane) GK_LAMBDA_INLINE { return StandardMath::tanh(lane); });
     }
