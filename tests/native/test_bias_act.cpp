@@ -1,5 +1,6 @@
 // The CUDA kernels of bias_act, run on the host. Usage: test_bias_act DTYPE
 #include "bias_act_checks.h"
+#include "cuda_shim/cuda_runtime.h"
 
 namespace {
 
