@@ -6,10 +6,12 @@
 
 namespace gankernels::bias_act::cuda {
 
-// Vectors of each operand that a thread has under way. Beside the constants of a smooth activation, more would not stay
-// in registers.
+// Vectors of each operand that a thread has under way. Beside the constants of a smooth activation, or the sums of
+// eight channels, more would not stay in registers.
 template <Activation kAct>
 constexpr int kBatch = is_piecewise_linear(kAct) ? 4 : 2;
+template <Activation kAct, int kLanes>
+constexpr int kBackwardBatch = kLanes < 8 ? kBatch<kAct> : kBatch<kAct> / 2;
 
 inline Layout layout_of(const Problem& p) {
   return p.inner == 1 && p.channels > 1 ? Layout::kChannelsLast : Layout::kContiguous;

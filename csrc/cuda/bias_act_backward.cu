@@ -20,7 +20,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
   if (tile.count > 0) {
     const Constants<A> constants(args.problem);
     const PerChannel<A, kLanes> bias(args.bias, tile);
-    stream<kBatch<kAct>>(
+    stream<kBackwardBatch<kAct, kLanes>>(
         tile,
         [&](int64_t offset) {
           return Operands{load<kWidth>(dy + offset), x ? load<kWidth>(x + offset) : Vector<T, kWidth>{}};

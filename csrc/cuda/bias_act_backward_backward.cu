@@ -19,7 +19,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
   if (tile.count == 0) return;
   const Constants<A> constants(args.problem);
   const PerChannel<A, kLanes> bias(args.bias, tile), ddbias(args.ddbias, tile);
-  stream<kBatch<kAct>>(
+  stream<kBackwardBatch<kAct, kLanes>>(
       tile,
       [&](int64_t offset) {
         return Operands{load<kWidth>(ddx + offset), x ? load<kWidth>(x + offset) : Vector<T, kWidth>{}};
@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
   if (tile.count > 0) {
     const Constants<A> constants(args.problem);
     const PerChannel<A, kLanes> bias(args.bias, tile), ddbias(args.ddbias, tile);
-    stream<kBatch<kAct>>(
+    stream<kBackwardBatch<kAct, kLanes>>(
         tile,
         [&](int64_t offset) {
           return Operands{load<kWidth>(ddx + offset), load<kWidth>(dy + offset), load<kWidth>(x + offset)};
