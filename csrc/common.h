@@ -18,6 +18,7 @@ enum class DType { kFloat32, kFloat64, kBFloat16, kFloat16 };
 // How the pixels of a picture lie in memory: [N, C, L] or [N, L, C], with L = H * W.
 enum class Layout { kContiguous, kChannelsLast };
 
-enum class Activation { kNone, kRelu, kLeakyRelu };
+// What each computes stands in activation.h.
+enum class Activation { kNone, kRelu, kLeakyRelu, kTanh, kSigmoid, kSilu, kSoftplus, kGelu };
 
 }  // namespace gankernels

@@ -6,7 +6,7 @@
 // affine in the pixels. The middle step stands here, once, for the CPU and the GPU. Derivation: docs/ops.
 #pragma once
 
-#include "common.h"
+#include "activation.h"
 
 namespace gankernels::conditional_batch_norm {
 
@@ -41,23 +41,6 @@ struct BackwardBackward {
 };
 
 // ---- Order 0 ----
-
-// relu sends NaN through and 0 to 0, as torch's does; no slope stands in for it, since 0 * inf is NaN.
-// A is a number or a vector of numbers.
-template <Activation kAct, class A>
-GK_HOST_DEVICE A activate(A z, A slope) {
-  if constexpr (kAct == Activation::kRelu) return z <= A{} ? A{} : z;
-  if constexpr (kAct == Activation::kLeakyRelu) return z > A{} ? z : z * slope;
-  return z;
-}
-
-// d act / dz times g, with torch's choices at z = 0 and z = NaN.
-template <Activation kAct, class A>
-GK_HOST_DEVICE A activate_backward(A z, A g, A slope) {
-  if constexpr (kAct == Activation::kRelu) return z <= A{} ? A{} : g;
-  if constexpr (kAct == Activation::kLeakyRelu) return z > A{} ? g : g * slope;
-  return g;
-}
 
 // Count, mean and sum of squared deviations of a set of numbers.
 template <class A>

@@ -36,4 +36,13 @@ TORCH_LIBRARY(gankernels, m) {
   m.def(
       "spectral_norm_backward_backward(Tensor[] ddweights, Tensor[] dy, Tensor[] weights, Tensor[] u, Tensor[] v, "
       "Tensor sigma, int[] dims) -> (Tensor[] ddy, Tensor[] dweights)");
+  m.def(
+      "bias_act_forward(Tensor x, Tensor? bias, str activation, float slope, float gain, float? clamp, int dim) "
+      "-> Tensor y");
+  m.def(
+      "bias_act_backward(Tensor dy, Tensor? x, Tensor? bias, str activation, float slope, float gain, float? clamp, "
+      "int dim, bool with_dbias) -> (Tensor dx, Tensor dbias)");
+  m.def(
+      "bias_act_backward_backward(Tensor ddx, Tensor? ddbias, Tensor? dy, Tensor? x, Tensor? bias, str activation, "
+      "float slope, float gain, float? clamp, int dim, bool with_dbias) -> (Tensor ddy, Tensor dx, Tensor dbias)");
 }

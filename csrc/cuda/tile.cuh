@@ -161,17 +161,20 @@ int with_access(DType dtype, Layout layout, int64_t c, int64_t l, std::initializ
 }
 
 // Calls f with the activation as a constant; f returns a cudaError_t.
+template <Activation kLast, class F>
+int with_activation(Activation activation, F f) {
+  if (activation == kLast) return f(std::integral_constant<Activation, kLast>());
+  if constexpr (kLast == Activation::kNone) {
+    return cudaErrorInvalidValue;
+  } else {
+    return with_activation<static_cast<Activation>(static_cast<int>(kLast) - 1)>(activation, f);
+  }
+}
+
+// With one of the piecewise linear ones.
 template <class F>
 int with_activation(Activation activation, F f) {
-  switch (activation) {
-    case Activation::kNone:
-      return f(std::integral_constant<Activation, Activation::kNone>());
-    case Activation::kRelu:
-      return f(std::integral_constant<Activation, Activation::kRelu>());
-    case Activation::kLeakyRelu:
-      return f(std::integral_constant<Activation, Activation::kLeakyRelu>());
-  }
-  return cudaErrorInvalidValue;
+  return with_activation<Activation::kLeakyRelu>(activation, f);
 }
 
 }  // namespace gankernels

@@ -38,11 +38,12 @@ inline at::MemoryFormat memory_format(Layout layout) {
   return layout == Layout::kChannelsLast ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
 }
 
-inline Activation activation_of(std::string_view name) {
-  if (name == "none") return Activation::kNone;
-  if (name == "relu") return Activation::kRelu;
-  TORCH_CHECK(name == "lrelu", "activation: got ", name, ", expected none, relu or lrelu");
-  return Activation::kLeakyRelu;
+// By the names that the Python side has made sure of; each op takes those up to `last`.
+inline Activation activation_of(std::string_view name, Activation last = Activation::kLeakyRelu) {
+  constexpr std::string_view kNames[] = {"none", "relu", "lrelu", "tanh", "sigmoid", "silu", "softplus", "gelu"};
+  for (int i = 0; i <= static_cast<int>(last); ++i)
+    if (name == kNames[i]) return static_cast<Activation>(i);
+  TORCH_CHECK(false, "activation: got ", name, ", which this op does not have");
 }
 
 }  // namespace gankernels

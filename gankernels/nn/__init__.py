@@ -1,6 +1,7 @@
 """Drop-in modules on the fused ops."""
 
 from gankernels.nn.batch_norm import BatchNorm2d
+from gankernels.nn.bias_act import BiasAct
 from gankernels.nn.conditional_batch_norm import ConditionalBatchNorm2d
 from gankernels.nn.instance_norm import InstanceNorm2d
 from gankernels.nn.spectral_norm import spectral_norm
@@ -10,6 +11,7 @@ from gankernels.nn.synchronize import synchronize
 
 __all__ = [
     "BatchNorm2d",
+    "BiasAct",
     "ConditionalBatchNorm2d",
     "InstanceNorm2d",
     "SpectralNormGroup",

@@ -16,3 +16,26 @@ def memory_format(x: Tensor) -> torch.memory_format:
 def empty_like(x: Tensor) -> Tensor:
     """What an op allocates for an output with x's shape and dtype: dense, in the layout of :func:`memory_format`."""
     return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
+
+
+def is_dense(x: Tensor) -> bool:
+    """Whether every number of x's memory belongs to x once: contiguous, but for the order of the dimensions."""
+    expected = 1
+    for stride, size in sorted((stride, size) for stride, size in zip(x.stride(), x.shape, strict=True) if size != 1):
+        if stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def dense(x: Tensor) -> Tensor:
+    """x, or a copy without holes in the order of x's strides: the layout of ``torch.empty_like(x)``."""
+    return x if is_dense(x) else x.clone()
+
+
+def alike(t: Tensor, like: Tensor) -> Tensor:
+    """t in the layout of ``like``, which is dense; a copy where it is in another."""
+    pairs = zip(t.stride(), like.stride(), t.shape, strict=True)
+    if all(a == b for a, b, size in pairs if size != 1):
+        return t
+    return torch.empty_like(like).copy_(t)

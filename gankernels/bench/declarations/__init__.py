@@ -1,8 +1,8 @@
 """One declaration an op, in the order of ``gankernels.ops``."""
 
 from gankernels.bench.declaration import Benchmark
-from gankernels.bench.declarations import conditional_batch_norm, spectral_norm
+from gankernels.bench.declarations import bias_act, conditional_batch_norm, spectral_norm
 
-ALL: tuple[Benchmark, ...] = (conditional_batch_norm.BENCHMARK, spectral_norm.BENCHMARK)
+ALL: tuple[Benchmark, ...] = (bias_act.BENCHMARK, conditional_batch_norm.BENCHMARK, spectral_norm.BENCHMARK)
 
 __all__ = ["ALL"]
