@@ -4,6 +4,16 @@
 
 TORCH_LIBRARY(gankernels, m) {
   m.def(
+      "bias_act_forward(Tensor x, Tensor? bias, str activation, float slope, float gain, float? clamp, int dim) "
+      "-> Tensor y");
+  m.def(
+      "bias_act_backward(Tensor dy, Tensor? x, Tensor? bias, str activation, float slope, float gain, float? clamp, "
+      "int dim, bool with_dbias) -> (Tensor dx, Tensor dbias)");
+  m.def(
+      "bias_act_backward_backward(Tensor ddx, Tensor? ddbias, Tensor? dy, Tensor? x, Tensor? bias, str activation, "
+      "float slope, float gain, float? clamp, int dim, bool with_dbias) -> (Tensor ddy, Tensor dx, Tensor dbias)");
+
+  m.def(
       "conditional_batch_norm_forward(Tensor x, Tensor gain, Tensor bias, Tensor? mean, Tensor? var, float eps, "
       "str activation, float slope) -> (Tensor y, Tensor mean, Tensor var)");
   m.def(
@@ -13,14 +23,4 @@ TORCH_LIBRARY(gankernels, m) {
       "conditional_batch_norm_backward_backward(Tensor ddx, Tensor ddgain, Tensor ddbias, Tensor dy, Tensor x, "
       "Tensor gain, Tensor bias, Tensor mean, Tensor var, bool batch_statistics, float eps, str activation, "
       "float slope) -> (Tensor ddy, Tensor dx, Tensor dgain)");
-
-  m.def(
-      "bias_act_forward(Tensor x, Tensor? bias, str activation, float slope, float gain, float? clamp, int dim) "
-      "-> Tensor y");
-  m.def(
-      "bias_act_backward(Tensor dy, Tensor? x, Tensor? bias, str activation, float slope, float gain, float? clamp, "
-      "int dim, bool with_dbias) -> (Tensor dx, Tensor dbias)");
-  m.def(
-      "bias_act_backward_backward(Tensor ddx, Tensor? ddbias, Tensor? dy, Tensor? x, Tensor? bias, str activation, "
-      "float slope, float gain, float? clamp, int dim, bool with_dbias) -> (Tensor ddy, Tensor dx, Tensor dbias)");
 }
