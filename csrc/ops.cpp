@@ -4,6 +4,15 @@
 
 TORCH_LIBRARY(gankernels, m) {
   m.def(
+      "bias_act_forward(Tensor x, Tensor? bias, str activation, float slope, float gain, float? clamp, int dim) "
+      "-> Tensor y");
+  m.def(
+      "bias_act_backward(Tensor dy, Tensor? x, Tensor? bias, str activation, float slope, float gain, float? clamp, "
+      "int dim, bool with_dbias) -> (Tensor dx, Tensor dbias)");
+  m.def(
+      "bias_act_backward_backward(Tensor ddx, Tensor? ddbias, Tensor? dy, Tensor? x, Tensor? bias, str activation, "
+      "float slope, float gain, float? clamp, int dim, bool with_dbias) -> (Tensor ddy, Tensor dx, Tensor dbias)");
+  m.def(
       "conditional_batch_norm_forward(Tensor x, Tensor gain, Tensor bias, Tensor? mean, Tensor? var, float eps, "
       "str activation, float slope) -> (Tensor y, Tensor mean, Tensor var)");
   m.def(
@@ -36,13 +45,4 @@ TORCH_LIBRARY(gankernels, m) {
   m.def(
       "spectral_norm_backward_backward(Tensor[] ddweights, Tensor[] dy, Tensor[] weights, Tensor[] u, Tensor[] v, "
       "Tensor sigma, int[] dims) -> (Tensor[] ddy, Tensor[] dweights)");
-  m.def(
-      "bias_act_forward(Tensor x, Tensor? bias, str activation, float slope, float gain, float? clamp, int dim) "
-      "-> Tensor y");
-  m.def(
-      "bias_act_backward(Tensor dy, Tensor? x, Tensor? bias, str activation, float slope, float gain, float? clamp, "
-      "int dim, bool with_dbias) -> (Tensor dx, Tensor dbias)");
-  m.def(
-      "bias_act_backward_backward(Tensor ddx, Tensor? ddbias, Tensor? dy, Tensor? x, Tensor? bias, str activation, "
-      "float slope, float gain, float? clamp, int dim, bool with_dbias) -> (Tensor ddy, Tensor dx, Tensor dbias)");
 }

@@ -11,8 +11,8 @@ from torch import Tensor
 from gankernels.bench.declaration import DOUBLE_BACKWARD, FORWARD, FORWARD_BACKWARD, Benchmark, Case
 from gankernels.ops import bias_act
 
-#: Forward: x read, y written. Backward: dy and x (or y) read, dx written. The backward of that: the cotangent of dx and x
-#: (or y) read, ddy written; the penalty reads dx and writes that cotangent.
+#: Forward: x read, y written. Backward: dy and x (or y) read, dx written. The backward of that: the cotangent of dx and
+#: x (or y) read, ddy written; the penalty reads dx and writes that cotangent.
 _PASSES = {FORWARD: 2, FORWARD_BACKWARD: 2 + 3, DOUBLE_BACKWARD: 2 + 3 + 2 + 3}
 
 _STYLEGAN2: dict[str, Any] = {"gain": 2**0.5, "clamp": 256.0}
