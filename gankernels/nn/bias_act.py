@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from gankernels.ops import bias_act
+from gankernels.ops.bias_act import bias_act
 
 
 class BiasAct(nn.Module):
