@@ -83,7 +83,7 @@ void forward(const Forward& args, int64_t begin, int64_t end) {
   const Tiling t = tiling(p);
   const A slope = A(p.slope);
   Scratch<A> scratch(3, widest(p));
-  Affine<T> affine{scratch[0], scratch[1], scratch[2]};
+  Affine<T> affine{scratch[0], scratch[1], scratch[2], {args, begin, end}};
 
   // Backwards: the last tiles of the pass before are still in the cache.
   const bool past_cache = is_large<T>(p);

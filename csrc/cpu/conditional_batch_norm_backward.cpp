@@ -10,7 +10,7 @@ void backward_sums(const Backward& args, void* partial, int64_t begin, int64_t e
   const Tiling t = tiling(p);
   const A slope = A(p.slope);
   Scratch<A> scratch(7, widest(p));
-  Affine<T> affine{scratch[0], scratch[1], scratch[2]};
+  Affine<T> affine{scratch[0], scratch[1], scratch[2], {args, begin, end}};
   A* const total[2] = {scratch[3], scratch[4]};
 
   for (int64_t i = begin; i < end; ++i) {
@@ -67,7 +67,7 @@ void backward(const Backward& args, const void* terms, int64_t begin, int64_t en
   const A slope = A(p.slope), *mean = static_cast<const A*>(args.mean);
   const A *of_x = static_cast<const A*>(terms), *of_1 = of_x + p.c;
   Scratch<A> scratch(5, widest(p));
-  Affine<T> affine{scratch[0], scratch[1], scratch[2]};
+  Affine<T> affine{scratch[0], scratch[1], scratch[2], {args, begin, end}};
   A *xs = scratch[3], *ones = scratch[4];
   const bool statistics_depend_on_x = p.batch_statistics;
 

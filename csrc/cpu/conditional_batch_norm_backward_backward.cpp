@@ -10,7 +10,7 @@ void backward_backward_sums(const BackwardBackward& args, void* partial, int64_t
   const Tiling t = tiling(p);
   const A slope = A(p.slope);
   Scratch<A> scratch(13, widest(p));
-  Affine<T> affine{scratch[0], scratch[1], scratch[2]};
+  Affine<T> affine{scratch[0], scratch[1], scratch[2], {args, begin, end}};
   A* const total[5] = {scratch[3], scratch[4], scratch[5], scratch[6], scratch[7]};
   A* const run[5] = {scratch[8], scratch[9], scratch[10], scratch[11], scratch[12]};
 
@@ -84,7 +84,7 @@ void backward_backward(const BackwardBackward& args, const void* terms, int64_t 
   const A slope = A(p.slope);
   const A *of = static_cast<const A*>(terms), *mean = static_cast<const A*>(args.mean);
   Scratch<A> scratch(8, widest(p));
-  Affine<T> affine{scratch[0], scratch[1], scratch[2]};
+  Affine<T> affine{scratch[0], scratch[1], scratch[2], {args, begin, end}};
   A *ddxs = scratch[3], *xs = scratch[4], *ones = scratch[5], *dzs = scratch[6], *masks = scratch[7];
   const bool statistics_depend_on_x = p.batch_statistics;
 
@@ -100,7 +100,7 @@ void backward_backward(const BackwardBackward& args, const void* terms, int64_t 
     const A *gain = static_cast<const A*>(args.gain) + row, *ddgain = static_cast<const A*>(args.ddgain) + row,
             *ddbias = static_cast<const A*>(args.ddbias) + row;
     const auto sample = [&](int64_t c) GK_LAMBDA_INLINE {
-      const A rstd = rstd_of<A>(args.var, c, p.eps);
+      const A rstd = affine.rstd[c];
       ChannelMeans<A> means;
       means.a = of[3 * p.c + c];
       means.ax = of[4 * p.c + c];

@@ -78,23 +78,52 @@ GK_INLINE A rstd_of(const void* var, int64_t c, double eps) {
   return A(1 / std::sqrt(static_cast<const A*>(var)[c] + eps));
 }
 
+// The same of every channel that the tiles [begin, end) have.
+template <class A>
+class Rstds {
+ public:
+  template <class Args>
+  GK_INLINE Rstds(const Args& args, int64_t begin, int64_t end)
+      : first_(end > begin && is_planar(args) ? begin / args.problem.n : 0),
+        count_(end <= begin      ? 0
+               : is_planar(args) ? (end - 1) / args.problem.n + 1 - first_
+                                 : args.problem.c),
+        values_(1, count_) {
+    for (int64_t k = 0; k < count_; ++k) values_[0][k] = rstd_of<A>(args.var, first_ + k, args.problem.eps);
+  }
+  GK_INLINE A operator[](int64_t c) { return values_[0][c - first_]; }
+
+ private:
+  template <class Args>
+  static GK_INLINE bool is_planar(const Args& args) {
+    return args.problem.layout == Layout::kContiguous;
+  }
+
+  int64_t first_, count_;
+  Scratch<A> values_;
+};
+
 // Fills dst with value(channel) for every column.
 template <class T, class A, class Value>
 GK_INLINE void expand(const Tile& tile, const Columns& columns, A* dst, Value&& value) {
-  for (int64_t j = 0, k = 0; j < columns.width; ++j) {
-    dst[columns.place<T>(j)] = value(tile.first_channel + k);
-    if (++k == tile.channels) k = 0;
-  }
+  for (int64_t k = 0; k < tile.channels; ++k) dst[k] = value(tile.first_channel + k);
+  for (int64_t j = tile.channels; j < columns.width; ++j) dst[j] = dst[j - tile.channels];
+  columns.arrange<T>(dst);
 }
 
 // Adds up the columns of each channel into the partial results [slots, C]; in double, since where a tile has one
 // channel all its columns are one chain.
 template <class T, class A>
-GK_INLINE void fold(const Problem& p, const Tile& tile, const Columns& columns, const A* column_sums, A* partial) {
+GK_INLINE void fold(const Problem& p, const Tile& tile, const Columns& columns, A* column_sums, A* partial) {
   A* dst = partial + tile.slot * p.c + tile.first_channel;
+  columns.restore<T>(column_sums);
+  if (columns.width == tile.channels) {
+    std::memcpy(dst, column_sums, tile.channels * sizeof(A));
+    return;
+  }
   for (int64_t k = 0; k < tile.channels; ++k) {
     double sum = 0;
-    for (int64_t j = k; j < columns.width; j += tile.channels) sum += column_sums[columns.place<T>(j)];
+    for (int64_t j = k; j < columns.width; j += tile.channels) sum += column_sums[j];
     dst[k] = A(sum);
   }
 }
@@ -119,17 +148,17 @@ template <class T>
 struct Affine {
   using A = AccumulatorT<T>;
   A *mean, *scale, *bias;
+  Rstds<A> rstd;
   int64_t sample = -1, channel = -1, width = -1;  // of what the columns hold
 
   template <class Args>
   GK_INLINE void fill(const Args& args, const Tile& tile, const Columns& columns) {
     if (sample == tile.sample && channel == tile.first_channel && width == columns.width) return;
     sample = tile.sample, channel = tile.first_channel, width = columns.width;
-    const double eps = args.problem.eps;
     const int64_t row = tile.sample * args.problem.c;
     const A *gains = static_cast<const A*>(args.gain) + row, *biases = static_cast<const A*>(args.bias) + row,
             *means = static_cast<const A*>(args.mean);
-    const auto scale_of = [&](int64_t c) GK_LAMBDA_INLINE { return gains[c] * rstd_of<A>(args.var, c, eps); };
+    const auto scale_of = [&](int64_t c) GK_LAMBDA_INLINE { return gains[c] * rstd[c]; };
     expand<T>(tile, columns, mean, [&](int64_t c) { return means[c]; });
     expand<T>(tile, columns, scale, scale_of);
     expand<T>(tile, columns, bias, [&](int64_t c) { return constant_of<T>(biases[c], scale_of(c), means[c]); });
