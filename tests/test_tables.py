@@ -108,7 +108,7 @@ def test_figures_of_a_gpu(tables, root):
 
 def test_a_marker_without_a_table_is_an_error(tables, root):
     (root / "README.md").write_text(marker("no such op"))
-    with pytest.raises(InputError, match=r"^README\.md: got table 'no such op', expected one of gpu, losses, scale, .*steps"):
+    with pytest.raises(InputError, match=r"^README\.md: got table 'no such op', expected one of gpu, losses, .*steps"):
         tables.main(["--root", str(root)])
 
 

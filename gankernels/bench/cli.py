@@ -30,8 +30,9 @@ _DESCRIPTION = """Times every op and whole training steps, each of our implement
 (eager), at its best (eager-best) and compiled (compile), checked before they are timed. Exit code 1 where one of ours
 is wrong or fails. `gankernels bench compare A B` says what moved between two runs; see its --help."""
 
-_QUICK = """a few shapes of each op, forward+backward alone (no forward, no double backward), torch.compile in its
-default mode (no max-autotune, no reduce-overhead), and half as long a measurement of each; under 90 s on 2 cores"""
+_QUICK = """a few shapes of each op (16 bits at the first alone), forward+backward alone (no forward, no double
+backward), torch.compile in its default mode (no max-autotune, no reduce-overhead), and a third as long a measurement of
+each; under 90 s on 2 cores"""
 
 
 def main(argv: list[str]) -> int:

@@ -20,7 +20,7 @@ Progress = Callable[[int, int, str], None]
 
 #: What the allocator does with memory that is freed on a CPU, and what a row's mode ends with where it is "system".
 MEMORY, SYSTEM_MEMORY = ("kept", "system"), ", system memory"
-_BUDGET_S = {True: 1.0, False: 2.0}
+_BUDGET_S = {True: 0.7, False: 2.0}
 
 
 def run(
@@ -80,8 +80,8 @@ def find_device(device: str | None) -> str:
 def plan(benchmarks: Sequence[Benchmark], quick: bool = False) -> list[Group]:
     """The groups of ``benchmarks`` in the order in which they are measured.
 
-    ``quick`` keeps the cases that are marked so (the first, where none is), and of the modes forward+backward, or the
-    first where that is not among them.
+    ``quick`` keeps the cases that are marked so (the first, where none is), all dtypes of the first of them and the
+    first dtype of the others, and of the modes forward+backward, or the first where that is not among them.
     """
     groups = []
     for benchmark in benchmarks:
@@ -90,7 +90,10 @@ def plan(benchmarks: Sequence[Benchmark], quick: bool = False) -> list[Group]:
             cases = [case for case in cases if case.quick] or cases[:1]
             modes = [FORWARD_BACKWARD] if FORWARD_BACKWARD in modes else modes[:1]
         groups += [
-            Group(benchmark, case, dtype, mode) for case in cases for dtype in benchmark.dtypes for mode in modes
+            Group(benchmark, case, dtype, mode)
+            for index, case in enumerate(cases)
+            for dtype in benchmark.dtypes[: 1 if quick and index > 0 else None]
+            for mode in modes
         ]
     return groups
 
