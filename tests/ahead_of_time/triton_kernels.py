@@ -141,6 +141,8 @@ def main() -> int:
             results = sorted(pool.map(compile_one, jobs, chunksize=8))
     print("\n".join(table(results)))
     failed = [r for r in results if r.error or r.spilled]
+    for r in failed:
+        print(f"{r.kernel} {r.variant}, sm_{r.capability}: {r.error or f'{r.spilled} bytes spilled'}")
     print(f"ahead of time, Triton: {len(results)} compilations, {len(failed)} failed or spilled")
     return 1 if failed else 0
 

@@ -286,6 +286,7 @@ def specialisations() -> Iterator[Specialisation]:
                 }
                 constexprs = {name: given[name] for name, t in signature.items() if t == "constexpr"}
                 yield Specialisation(kernel, signature, constexprs, _OPTIONS)
-                if kernel is device._conditional_batch_norm_finish_statistics_kernel:  # as parts.py launches it
-                    exact = signature | {"mean_ptr": "*fp64", "var_ptr": "*fp64"}
+                exact = signature | {"mean_ptr": "*fp64", "var_ptr": "*fp64"}
+                # As parts.py launches it.
+                if kernel is device._conditional_batch_norm_finish_statistics_kernel and exact != signature:
                     yield Specialisation(kernel, exact, constexprs, _OPTIONS)
