@@ -7,18 +7,24 @@ schemas, fakes and autograd formulas. The reference needs no registration: it is
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from gankernels import _native
+from gankernels import _native, dispatch, selfcheck
 from gankernels.dispatch import has_triton
 
 #: implementation -> namespace of its registered ops
 NAMESPACES = {"cpu": "gankernels", "cuda": "gankernels", "triton": "gankernels_triton"}
+
+#: op name -> its fake, what it saves (setup_context; None for nothing), and its autograd formula; None refuses one more
+#: order of differentiation.
+Formulas = Mapping[str, tuple[Callable[..., Any], Callable[..., None] | None, Callable[..., Any] | None]]
 
 _triton_library = torch.library.Library("gankernels_triton", "DEF")
 
@@ -27,6 +33,36 @@ def families() -> tuple[str, ...]:
     """The namespaces whose ops can be registered in this process."""
     native = () if _native.extension is None else ("gankernels",)
     return (*native, "gankernels_triton") if has_triton else native
+
+
+def register_op(op: str, schemas: Mapping[str, str], formulas: Callable[[SimpleNamespace], Formulas]) -> None:
+    """Register the op ``op`` with torch in every family, with dispatch, and with the self-check.
+
+    Args:
+        op: its name, and that of its folder, which has ``kernels.py`` and ``checks.py``.
+        schemas: name -> arguments and returns of its forward and of each backward.
+        formulas: maps a family's registered ops, by their names, to their formulas.
+    """
+    folder = f"{__package__}.{op}"
+    if has_triton:
+        define_triton(schemas, lambda: importlib.import_module(f"{folder}.kernels"))
+    for namespace in families():
+        ops = SimpleNamespace(**{name: getattr(getattr(torch.ops, namespace), name) for name in schemas})
+        register_formulas(op, namespace, formulas(ops))
+    for impl in dispatch.IMPLEMENTATIONS:
+        dispatch.register(op, impl)
+    selfcheck.register(op, lambda: importlib.import_module(f"{folder}.checks").checks())
+
+
+def register_formulas(op: str, namespace: str, formulas: Formulas) -> None:
+    """Give the ops of a namespace, which are defined there, their fakes and autograd formulas."""
+
+    def refuse(ctx: Any, *_: Any) -> None:
+        raise RuntimeError(f"{op}: third-order gradients are not implemented; pass impl='reference' for them")
+
+    for name, (fake, setup_context, vjp) in formulas.items():
+        torch.library.register_fake(f"{namespace}::{name}", fake)
+        torch.library.register_autograd(f"{namespace}::{name}", vjp or refuse, setup_context=setup_context)
 
 
 def define_triton(schemas: Mapping[str, str], kernels: Callable[[], Any]) -> None:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gankernels import dispatch, selfcheck
+from gankernels import dispatch
 from gankernels.errors import InputError
 from gankernels.ops._activation import ACTIVATIONS, PIECEWISE_LINEAR
-from gankernels.ops._registration import NAMESPACES, define_triton, families, refuse_transforms
+from gankernels.ops._registration import NAMESPACES, Formulas, refuse_transforms, register_op
 from gankernels.ops.bias_act import reference
 
 _OP = "bias_act"
@@ -165,9 +163,7 @@ def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     ctx.set_materialize_grads(False)
 
 
-def _register_family(namespace: str) -> None:
-    ops = SimpleNamespace(**{name: getattr(getattr(torch.ops, namespace), name) for name in SCHEMAS})
-
+def _formulas(ops: SimpleNamespace) -> Formulas:
     def forward_vjp(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         with_dbias = ctx.needs_input_grad[1]
         dx, dbias = ops.bias_act_backward(dy, *ctx.saved_tensors, *ctx.arguments, with_dbias)
@@ -188,23 +184,11 @@ def _register_family(namespace: str) -> None:
         bias = ctx.saved_tensors[2]
         return ddy, dx, dbias.to(bias.dtype) if with_dbias else None, *nothing
 
-    def refuse(ctx: Any, *_: Any) -> None:
-        raise RuntimeError(f"{_OP}: third-order gradients are not implemented; pass impl='reference' for them")
-
-    formulas: dict[str, tuple[Callable[..., Any], Callable[..., None] | None, Callable[..., Any]]] = {
+    return {
         "bias_act_forward": (_forward_fake, _save_forward, forward_vjp),
         "bias_act_backward": (_backward_fake, _save_backward, backward_vjp),
-        "bias_act_backward_backward": (_backward_backward_fake, None, refuse),
+        "bias_act_backward_backward": (_backward_backward_fake, None, None),
     }
-    for name, (fake, setup_context, vjp) in formulas.items():
-        torch.library.register_fake(f"{namespace}::{name}", fake)
-        torch.library.register_autograd(f"{namespace}::{name}", vjp, setup_context=setup_context)
 
 
-if dispatch.has_triton:
-    define_triton(SCHEMAS, lambda: importlib.import_module("gankernels.ops.bias_act.kernels"))
-for _namespace in families():
-    _register_family(_namespace)
-for _impl in dispatch.IMPLEMENTATIONS:
-    dispatch.register(_OP, _impl)
-selfcheck.register(_OP, lambda: importlib.import_module("gankernels.ops.bias_act.checks").checks())
+register_op(_OP, SCHEMAS, _formulas)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from gankernels import dispatch, selfcheck
+from gankernels import dispatch
 from gankernels.errors import InputError
 from gankernels.ops import _layout
 from gankernels.ops._collectives import several_ranks
-from gankernels.ops._registration import NAMESPACES, define_triton, families, refuse_transforms
+from gankernels.ops._registration import NAMESPACES, Formulas, refuse_transforms, register_op
 from gankernels.ops.conditional_batch_norm import reference, synchronized
 
 if TYPE_CHECKING:
@@ -188,16 +186,6 @@ def _forward_fake(
     return _layout.empty_like(x), statistics, torch.empty_like(statistics)
 
 
-def _backward_fake(dy: Tensor, x: Tensor, gain: Tensor, bias: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return _layout.empty_like(x), gain.new_empty(gain.shape), bias.new_empty(bias.shape)
-
-
-def _backward_backward_fake(
-    ddx: Tensor, ddgain: Tensor, ddbias: Tensor, dy: Tensor, x: Tensor, gain: Tensor, *_: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _layout.empty_like(x), _layout.empty_like(x), gain.new_empty(gain.shape)
-
-
 def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, gain, bias, mean, _, *ctx.arguments = inputs
     ctx.save_for_backward(x, gain, bias, *output[1:])
@@ -211,9 +199,7 @@ def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     ctx.arguments = (batch_statistics, eps, activation, slope)
 
 
-def _register_family(namespace: str) -> None:
-    ops = SimpleNamespace(**{name: getattr(getattr(torch.ops, namespace), name) for name in SCHEMAS})
-
+def _formulas(ops: SimpleNamespace) -> Formulas:
     def forward_vjp(ctx: Any, dy: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         dx, dgain, dbias = ops.conditional_batch_norm_backward(dy, *ctx.saved_tensors, *ctx.arguments)
         return dx, dgain, dbias, None, None, None, None, None
@@ -223,23 +209,11 @@ def _register_family(namespace: str) -> None:
         ddy, dx, dgain = ops.conditional_batch_norm_backward_backward(*cotangents, *ctx.saved_tensors, *ctx.arguments)
         return ddy, dx, dgain, *[None] * 7
 
-    def refuse(ctx: Any, *_: Any) -> None:
-        raise RuntimeError(f"{_OP}: third-order gradients are not implemented; pass impl='reference' for them")
-
-    formulas: dict[str, tuple[Callable[..., Any], Callable[..., None] | None, Callable[..., Any]]] = {
+    return {
         "conditional_batch_norm_forward": (_forward_fake, _save_forward, forward_vjp),
-        "conditional_batch_norm_backward": (_backward_fake, _save_backward, backward_vjp),
-        "conditional_batch_norm_backward_backward": (_backward_backward_fake, None, refuse),
+        "conditional_batch_norm_backward": (synchronized.backward_fake, _save_backward, backward_vjp),
+        "conditional_batch_norm_backward_backward": (synchronized.backward_backward_fake, None, None),
     }
-    for name, (fake, setup_context, vjp) in formulas.items():
-        torch.library.register_fake(f"{namespace}::{name}", fake)
-        torch.library.register_autograd(f"{namespace}::{name}", vjp, setup_context=setup_context)
 
 
-if dispatch.has_triton:
-    define_triton(SCHEMAS, lambda: importlib.import_module("gankernels.ops.conditional_batch_norm.kernels"))
-for _namespace in families():
-    _register_family(_namespace)
-for _impl in dispatch.IMPLEMENTATIONS:
-    dispatch.register(_OP, _impl)
-selfcheck.register(_OP, lambda: importlib.import_module("gankernels.ops.conditional_batch_norm.checks").checks())
+register_op(_OP, SCHEMAS, _formulas)

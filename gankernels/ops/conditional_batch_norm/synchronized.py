@@ -17,7 +17,7 @@ from torch import Tensor
 from gankernels import dispatch
 from gankernels.ops import _layout
 from gankernels.ops._collectives import all_gather, all_reduce_sum
-from gankernels.ops._registration import define_triton, families
+from gankernels.ops._registration import define_triton, families, register_formulas
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -172,11 +172,11 @@ def _forward_fake(x: Tensor, gain: Tensor, *_: Any) -> tuple[Tensor, Tensor, Ten
     return _layout.empty_like(x), mean, torch.empty_like(mean), x.new_empty((), dtype=torch.float64)
 
 
-def _backward_fake(dy: Tensor, x: Tensor, gain: Tensor, bias: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+def backward_fake(dy: Tensor, x: Tensor, gain: Tensor, bias: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     return _layout.empty_like(x), gain.new_empty(gain.shape), bias.new_empty(bias.shape)
 
 
-def _backward_backward_fake(
+def backward_backward_fake(
     ddx: Tensor, ddgain: Tensor, ddbias: Tensor, dy: Tensor, x: Tensor, gain: Tensor, *_: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     return _layout.empty_like(x), _layout.empty_like(x), gain.new_empty(gain.shape)
@@ -210,12 +210,6 @@ def _backward_vjp(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
     return *second, *[None] * 9
 
 
-def _refuse(ctx: Any, *_: Any) -> None:
-    raise RuntimeError(
-        "conditional_batch_norm: third-order gradients are not implemented; pass impl='reference' for them"
-    )
-
-
 _PART_FAKES: dict[str, Callable[..., Any]] = {
     "conditional_batch_norm_statistics": _statistics_fake,
     "conditional_batch_norm_backward_sums": lambda dy, x, gain, bias, mean, *_: mean.new_empty((*gain.shape, 2)),
@@ -234,15 +228,19 @@ for _family in families():
         torch.library.register_fake(f"{_family}::{_name}", _fake)
 
 _library = torch.library.Library("gankernels_synchronized", "DEF")
-_FORMULAS: tuple[
-    tuple[str, Callable[..., Any], Callable[..., Any], Callable[..., None] | None, Callable[..., Any]], ...
-] = (
-    ("conditional_batch_norm_forward", forward, _forward_fake, _save_forward, _forward_vjp),
-    ("conditional_batch_norm_backward", backward, _backward_fake, _save_backward, _backward_vjp),
-    ("conditional_batch_norm_backward_backward", backward_backward, _backward_backward_fake, None, _refuse),
-)
-for _name, _function, _fake, _setup, _vjp in _FORMULAS:
+for _name, _function in (
+    ("conditional_batch_norm_forward", forward),
+    ("conditional_batch_norm_backward", backward),
+    ("conditional_batch_norm_backward_backward", backward_backward),
+):
     _library.define(_name + SCHEMAS[_name])
     _library.impl(_name, _function, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"gankernels_synchronized::{_name}", _fake)
-    torch.library.register_autograd(f"gankernels_synchronized::{_name}", _vjp, setup_context=_setup)
+register_formulas(
+    "conditional_batch_norm",
+    "gankernels_synchronized",
+    {
+        "conditional_batch_norm_forward": (_forward_fake, _save_forward, _forward_vjp),
+        "conditional_batch_norm_backward": (backward_fake, _save_backward, _backward_vjp),
+        "conditional_batch_norm_backward_backward": (backward_backward_fake, None, None),
+    },
+)

@@ -7,17 +7,16 @@ these copies, since the next forward moves the given ones on.
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gankernels import dispatch, selfcheck
+from gankernels import dispatch
 from gankernels.errors import InputError
-from gankernels.ops._registration import NAMESPACES, define_triton, families, refuse_transforms
+from gankernels.ops._registration import NAMESPACES, Formulas, refuse_transforms, register_op
 from gankernels.ops.spectral_norm import reference
 from gankernels.ops.spectral_norm.layout import empty_like
 
@@ -246,9 +245,7 @@ def _spread(values: Sequence[Tensor], indices: Sequence[int], count: int) -> lis
     return spread
 
 
-def _register_family(namespace: str) -> None:
-    ops = SimpleNamespace(**{name: getattr(getattr(torch.ops, namespace), name) for name in SCHEMAS})
-
+def _formulas(ops: SimpleNamespace) -> Formulas:
     # Weights that no gradient reaches, or that want none, cost nothing: each formula picks the others.
     def forward_vjp(ctx: Any, dy: list[Tensor | None], *_: Any) -> tuple[Any, ...]:
         count = len(ctx.dims)
@@ -276,23 +273,11 @@ def _register_family(namespace: str) -> None:
         none = [None] * count
         return _spread(ddy, indices, count), _spread(dweights, indices, count), none, none, None, None
 
-    def refuse(ctx: Any, *_: Any) -> None:
-        raise RuntimeError(f"{_OP}: third-order gradients are not implemented; pass impl='reference' for them")
-
-    formulas: dict[str, tuple[Callable[..., Any], Callable[..., None] | None, Callable[..., Any]]] = {
+    return {
         "spectral_norm_forward": (_forward_fake, _save_forward, forward_vjp),
         "spectral_norm_backward": (_backward_fake, _save_backward, backward_vjp),
-        "spectral_norm_backward_backward": (_backward_backward_fake, None, refuse),
+        "spectral_norm_backward_backward": (_backward_backward_fake, None, None),
     }
-    for name, (fake, setup_context, vjp) in formulas.items():
-        torch.library.register_fake(f"{namespace}::{name}", fake)
-        torch.library.register_autograd(f"{namespace}::{name}", vjp, setup_context=setup_context)
 
 
-if dispatch.has_triton:
-    define_triton(SCHEMAS, lambda: importlib.import_module("gankernels.ops.spectral_norm.kernels"))
-for _namespace in families():
-    _register_family(_namespace)
-for _impl in dispatch.IMPLEMENTATIONS:
-    dispatch.register(_OP, _impl)
-selfcheck.register(_OP, lambda: importlib.import_module("gankernels.ops.spectral_norm.checks").checks())
+register_op(_OP, SCHEMAS, _formulas)
