@@ -1,7 +1,8 @@
 """Which implementation of an op runs, and why.
 
-Every op has up to four implementations: ``reference`` (plain PyTorch, the definition), ``cpu`` (C++), ``triton`` and
-``cuda`` (CUDA C++). :func:`choose` picks one, in this order:
+Every op has some of five implementations: ``reference`` (plain PyTorch, the definition), ``library`` (calls of PyTorch's
+own kernels, cuDNN's or oneDNN's, with our passes around them), ``cpu`` (C++), ``triton`` and ``cuda`` (CUDA C++).
+:func:`choose` picks one, in this order:
 
 1. what the call forced: ``impl="triton"``;
 2. what the block forced: ``with gankernels.use("reference"):``;
@@ -10,6 +11,7 @@ Every op has up to four implementations: ``reference`` (plain PyTorch, the defin
 5. the first one in :data:`PREFERENCE` for the tensor's device that can run and is not known to be wrong.
 
 A forced implementation that cannot run raises :class:`~gankernels.errors.ImplementationUnavailable` with the reason.
+A block or a process that forces one which an op does not have at all (no convolution has ``cpu``) leaves that op alone.
 Where tune has not run, the implementation of step 5 is checked at its first use on a GPU
 (:mod:`gankernels.selfcheck`), and passed over if it fails. A fall-back from the preferred one is logged once, and
 ``gankernels doctor`` shows it.
@@ -30,12 +32,12 @@ from torch import Tensor
 from gankernels import _native, selfcheck, verdicts
 from gankernels.errors import ImplementationUnavailable, InputError
 
-IMPLEMENTATIONS = ("reference", "cpu", "triton", "cuda")
+IMPLEMENTATIONS = ("reference", "library", "cpu", "triton", "cuda")
 
 #: Tried in this order when nothing is forced. The Triton interpreter is a debugger, a thousand times slower than the
 #: reference, so on a CPU it runs only where it is asked for by name.
-PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
-_FALLBACK = ("reference",)
+PREFERENCE = {"cpu": ("cpu", "library", "reference"), "cuda": ("cuda", "library", "triton", "reference")}
+_FALLBACK = ("library", "reference")
 
 #: Device types on which an implementation that tune has not verified is checked at its first use.
 SELF_CHECKED = ("cuda",)
@@ -83,6 +85,11 @@ def ops() -> tuple[str, ...]:
     return tuple(_registry)
 
 
+def implementations(op: str) -> tuple[str, ...]:
+    """The implementations that ``op`` has, on whatever machine, in the order of :data:`IMPLEMENTATIONS`."""
+    return tuple(impl for impl in IMPLEMENTATIONS if impl in _registry[op])
+
+
 def unavailable(op: str, impl: str, device: str) -> str | None:
     """Why ``impl`` of ``op`` cannot run on the device type ``device``, in a few words; None if it can."""
     if op not in _registry:
@@ -111,7 +118,9 @@ def choose(op: str, x: Tensor | str, impl: str | None = None, *, numel: int | No
         ImplementationUnavailable: the forced implementation cannot run.
     """
     if impl is not None or _forced is not None or _environment is not None:
-        return _choose_forced(op, x if isinstance(x, str) else x.device.type, impl)
+        forced = _choose_forced(op, x if isinstance(x, str) else x.device.type, impl)
+        if forced is not None:
+            return forced
     if isinstance(x, str):
         return plan(op, torch.device(x)).large
     if torch.compiler.is_compiling():
@@ -146,14 +155,17 @@ def forget() -> None:
     _logged.clear()
 
 
-def _choose_forced(op: str, device: str, impl: str | None) -> Choice:
+def _choose_forced(op: str, device: str, impl: str | None) -> Choice | None:
+    """None where a block or the process forces what this op does not have on any machine."""
     for forced, source in ((impl, "the call's impl="), (_forced, "gankernels.use"), (_environment, "GANKERNELS_IMPL")):
         if forced is not None:
+            if impl is None and _check_name(forced, source) not in _registry.get(op, (forced,)):
+                return None
             why_not = unavailable(op, _check_name(forced, source), device)
             if why_not is not None:
                 raise ImplementationUnavailable(f"{op}: {source} asks for {forced!r} on {device}: {why_not}")
             return Choice(forced, f"forced by {source}")
-    raise AssertionError("nothing is forced")
+    return None
 
 
 def _choose_in_graph(op: str, x: Tensor, numel: int | None) -> Choice:
@@ -217,6 +229,8 @@ def _choose_default(
     verdict = cached.find(op, dtype, size)
     passed_over, possible = [], []
     for impl in PREFERENCE.get(device.type, _FALLBACK):
+        if impl not in _registry[op]:
+            continue
         why_not = unavailable(op, impl, device.type)
         if verdict is not None and impl in verdict.wrong and impl != "reference":
             why_not = f"wrong on this machine in {verdicts.dtype_name(dtype)}: {verdict.wrong[impl]}"

@@ -84,7 +84,7 @@ def main(argv: list[str]) -> int:
 
 def _implementations(op: str, device: str) -> dict[str, str]:
     found = {}
-    for impl in dispatch.IMPLEMENTATIONS:
+    for impl in dispatch.implementations(op):
         why_not = dispatch.unavailable(op, impl, device)
         why_wrong = _wrong(op, impl, device)
         if why_not is not None:

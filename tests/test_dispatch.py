@@ -83,10 +83,22 @@ def test_a_backward_runs_on_the_implementation_of_its_forward():
 
 @pytest.mark.parametrize("name", ["fast", "", "CPU"])
 def test_unknown_names(name):
-    with pytest.raises(InputError, match="expected one of reference, cpu, triton, cuda"), gankernels.use(name):
+    with pytest.raises(InputError, match="expected one of reference, library, cpu, triton, cuda"), gankernels.use(name):
         pass
-    with pytest.raises(InputError, match="expected one of reference, cpu, triton, cuda"):
+    with pytest.raises(InputError, match="expected one of reference, library, cpu, triton, cuda"):
         call(impl=name)
+
+
+def test_what_an_op_does_not_have_is_forced_by_a_call_alone(fresh, monkeypatch, caplog):
+    monkeypatch.setitem(
+        dispatch._registry, "made_up", {"reference": lambda device: None, "library": lambda device: None}
+    )
+    x = torch.zeros(1)
+    with caplog.at_level(logging.WARNING, "gankernels"), gankernels.use("triton"):
+        assert dispatch.choose("made_up", x).impl == "library"
+    assert not caplog.records, "it is no fall-back"
+    with pytest.raises(ImplementationUnavailable, match="made_up has no triton implementation"):
+        dispatch.choose("made_up", x, "triton")
 
 
 def test_a_fallback_is_logged_once_and_named(fresh, monkeypatch, caplog):

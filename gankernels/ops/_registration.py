@@ -1,14 +1,16 @@
 """What every op's registration shares.
 
 An op with kernels is a *family* of registered torch ops, one namespace for each way to run it: ``gankernels::`` for the
-native kernels (C++ on CPU tensors, CUDA C++ on CUDA tensors), ``gankernels_triton::`` for Triton. Both have the same
-schemas, fakes and autograd formulas. The reference needs no registration: it is plain PyTorch.
+native kernels (C++ on CPU tensors, CUDA C++ on CUDA tensors), ``gankernels_triton::`` for Triton,
+``gankernels_library::`` for PyTorch's own kernels with our passes around them. All have the same schemas, fakes and
+autograd formulas. The reference needs no registration: it is plain PyTorch.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,36 +22,54 @@ from gankernels import _native, dispatch, selfcheck
 from gankernels.dispatch import has_triton
 
 #: implementation -> namespace of its registered ops
-NAMESPACES = {"cpu": "gankernels", "cuda": "gankernels", "triton": "gankernels_triton"}
+NAMESPACES = {
+    "library": "gankernels_library",
+    "cpu": "gankernels",
+    "cuda": "gankernels",
+    "triton": "gankernels_triton",
+}
+
+#: The implementations that are kernels of our own.
+KERNELS = ("cpu", "cuda", "triton")
 
 #: op name -> its fake, what it saves (setup_context; None for nothing), and its autograd formula; None refuses one more
 #: order of differentiation.
 Formulas = Mapping[str, tuple[Callable[..., Any], Callable[..., None] | None, Callable[..., Any] | None]]
 
-_triton_library = torch.library.Library("gankernels_triton", "DEF")
+#: namespace -> where the ops that are written in Python are defined.
+_defined = {name: torch.library.Library(name, "DEF") for name in ("gankernels_library", "gankernels_triton")}
 
 
-def families() -> tuple[str, ...]:
-    """The namespaces whose ops can be registered in this process."""
-    native = () if _native.extension is None else ("gankernels",)
-    return (*native, "gankernels_triton") if has_triton else native
+def families(impls: Iterable[str] = KERNELS) -> tuple[str, ...]:
+    """The namespaces of ``impls`` whose ops can be registered in this process."""
+    can = {"gankernels": _native.extension is not None, "gankernels_triton": has_triton}
+    return tuple(dict.fromkeys(NAMESPACES[impl] for impl in impls if can.get(NAMESPACES[impl], True)))
 
 
-def register_op(op: str, schemas: Mapping[str, str], formulas: Callable[[SimpleNamespace], Formulas]) -> None:
+def register_op(
+    op: str,
+    schemas: Mapping[str, str],
+    formulas: Callable[[SimpleNamespace], Formulas],
+    impls: Iterable[str] = KERNELS,
+) -> None:
     """Register the op ``op`` with torch in every family, with dispatch, and with the self-check.
 
     Args:
-        op: its name, and that of its folder, which has ``kernels.py`` and ``checks.py``.
+        op: its name, and that of its folder, which has ``checks.py`` and, where ``impls`` names them, ``library.py``
+            and ``kernels.py`` (Triton) with functions named like the registered ops.
         schemas: name -> arguments and returns of its forward and of each backward.
         formulas: maps a family's registered ops, by their names, to their formulas.
+        impls: its implementations besides the reference.
     """
+    impls = tuple(impls)
     folder = f"{__package__}.{op}"
-    if has_triton:
-        define_triton(schemas, lambda: importlib.import_module(f"{folder}.kernels"))
-    for namespace in families():
+    for impl, module in (("library", "library"), ("triton", "kernels")):
+        if impl in impls and NAMESPACES[impl] in families(impls):
+            define(NAMESPACES[impl], schemas, functools.partial(importlib.import_module, f"{folder}.{module}"))
+    for namespace in families(impls):
         ops = SimpleNamespace(**{name: getattr(getattr(torch.ops, namespace), name) for name in schemas})
         register_formulas(op, namespace, formulas(ops))
-    for impl in dispatch.IMPLEMENTATIONS:
+    for impl in ("reference", *impls):
         dispatch.register(op, impl)
     selfcheck.register(op, lambda: importlib.import_module(f"{folder}.checks").checks())
 
@@ -65,19 +85,19 @@ def register_formulas(op: str, namespace: str, formulas: Formulas) -> None:
         torch.library.register_autograd(f"{namespace}::{name}", vjp or refuse, setup_context=setup_context)
 
 
-def define_triton(schemas: Mapping[str, str], kernels: Callable[[], Any]) -> None:
-    """Define each of ``schemas`` (op name -> arguments and returns) in ``gankernels_triton``.
+def define(namespace: str, schemas: Mapping[str, str], module: Callable[[], Any]) -> None:
+    """Define each of ``schemas`` (op name -> arguments and returns) in a namespace whose ops are written in Python.
 
-    ``kernels`` returns the module whose functions, named like the ops, run them; it is called at the first run, so that
+    ``module`` returns the module whose functions, named like the ops, run them; it is called at the first run, so that
     ``import gankernels`` does not import triton.
     """
     for name, signature in schemas.items():
-        _triton_library.define(name + signature)
+        _defined[namespace].define(name + signature)
 
         def run(*args: Any, _name: str = name) -> Any:
-            return getattr(kernels(), _name)(*args)
+            return getattr(module(), _name)(*args)
 
-        _triton_library.impl(name, run, "CompositeExplicitAutograd")
+        _defined[namespace].impl(name, run, "CompositeExplicitAutograd")
 
 
 def refuse_transforms(op: str, *tensors: Tensor) -> None:

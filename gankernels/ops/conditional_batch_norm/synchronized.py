@@ -17,7 +17,7 @@ from torch import Tensor
 from gankernels import dispatch
 from gankernels.ops import _layout
 from gankernels.ops._collectives import all_gather, all_reduce_sum
-from gankernels.ops._registration import define_triton, families, register_formulas
+from gankernels.ops._registration import define, families, register_formulas
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -222,7 +222,7 @@ _PART_FAKES: dict[str, Callable[..., Any]] = {
     ),
 }
 if dispatch.has_triton:
-    define_triton(PARTS, lambda: importlib.import_module("gankernels.ops.conditional_batch_norm.parts"))
+    define("gankernels_triton", PARTS, lambda: importlib.import_module("gankernels.ops.conditional_batch_norm.parts"))
 for _family in families():
     for _name, _fake in _PART_FAKES.items():
         torch.library.register_fake(f"{_family}::{_name}", _fake)
