@@ -1,7 +1,7 @@
 """Which implementation of an op runs, and why.
 
-Every op has some of five implementations: ``reference`` (plain PyTorch, the definition), ``library`` (calls of PyTorch's
-own kernels, cuDNN's or oneDNN's, with our passes around them), ``cpu`` (C++), ``triton`` and ``cuda`` (CUDA C++).
+Every op has some of five implementations: ``reference`` (plain PyTorch, the definition), ``library`` (PyTorch's own
+kernels, cuDNN's or oneDNN's, with our passes around them), ``cpu`` (C++), ``triton`` and ``cuda`` (CUDA C++).
 :func:`choose` picks one, in this order:
 
 1. what the call forced: ``impl="triton"``;
