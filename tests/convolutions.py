@@ -124,7 +124,7 @@ class Calls(TorchDispatchMode):
         self.counts: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.counts[func._schema.name.partition("::")[2]] += 1
+        self.counts[func._schema.name.removeprefix("gankernels_library::")] += 1
         return func(*args, **(kwargs or {}))
 
     def of(self, part: str) -> int:
