@@ -6,6 +6,7 @@ gradient are added in an order that depends on shapes and the GPU's generation a
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import triton
@@ -13,7 +14,9 @@ import triton
 # Below this many programs a large GPU (132 multiprocessors) is not full, and a smaller tile is taken.
 _FULL = 132
 # The smallest side of a tile that tensor cores take in every precision.
-_LEAST = 16
+LEAST = 16
+# Numbers of the largest tile whose left operand passes through registers.
+_TRANSFORMED = 128 * 128
 # A weight gradient's pixels are split until there are about this many programs.
 _SPLIT_UNTIL = 512
 
@@ -41,10 +44,27 @@ _TILES: dict[tuple[int, str], tuple[Tile, ...]] = {
 }
 
 
-def table(capability: int, precision: str) -> tuple[Tile, ...]:
-    """The tiles for a compute capability (80, 89, 90, 120, ...) in ``"16"``, ``"tf32"``, ``"ieee"`` or ``"fp64"``."""
-    known = max((c for c, p in _TILES if p == precision and c <= capability), default=80)
-    return _TILES[known, precision]
+def table(capability: int, precision: str, transformed: bool) -> tuple[Tile, ...]:
+    """The tiles for a compute capability (80, 89, 90, 120, ...) in ``"16"``, ``"tf32"``, ``"ieee"`` or ``"fp64"``.
+
+    Args:
+        capability: those of sm_80 fit every later GPU; sm_120's multiprocessors are like sm_80's, not sm_100's.
+        precision: of the product.
+        transformed: whether the left operand passes through registers (a batch norm, or a gate), which leaves too few
+            of them for the widest tiles.
+    """
+    known = [c for c, p in _TILES if p == precision and c <= capability < 120 or c in (0, 80) and p == precision]
+    found = _TILES[max(known), precision]
+    return tuple(tile for tile in found if tile.m * tile.n <= _TRANSFORMED) if transformed else found
+
+
+def every() -> Iterator[tuple[int, str, Tile, bool]]:
+    """(capability, precision, tile, transformed) of all that :func:`table` may answer on sm_80, sm_90 and sm_100."""
+    for precision in dict.fromkeys(precision for _, precision in _TILES):
+        for capability in (80, 90, 100):
+            for transformed in (False, True):
+                for tile in table(capability, precision, transformed):
+                    yield capability, precision, tile, transformed
 
 
 def choose(tiles: tuple[Tile, ...], rows: int, columns: int, depth: int, copies: int) -> Tile:
@@ -55,7 +75,7 @@ def choose(tiles: tuple[Tile, ...], rows: int, columns: int, depth: int, copies:
         rows, columns: of the product; ``copies`` of it run in one launch (the phases, or the taps).
         depth: of one run of the inner loop's dimension that lies together in memory: the channels.
     """
-    width, deep = (max(triton.next_power_of_2(size), _LEAST) for size in (columns, depth))
+    width, deep = (max(triton.next_power_of_2(size), LEAST) for size in (columns, depth))
     fitting = [tile for tile in tiles if tile.n <= width] or [tiles[-1]]
     for tile in fitting:
         if triton.cdiv(rows, tile.m) * triton.cdiv(columns, tile.n) * copies >= _FULL:
