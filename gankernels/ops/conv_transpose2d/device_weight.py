@@ -18,7 +18,7 @@ def _conv_transpose2d_weight_gradient_kernel(
 ):  # fmt: skip
     """dw[ci, kh, kw, co] = sum over n, ih, iw of operand(x)[n, ih, iw, ci] dz[n, ih s - p + kh, iw s - p + kw, co].
 
-    One program owns a tap, a block of ci and co, and ``steps`` blocks of x's pixels: sums [splits, C_IN, KH, KW, C_OUT].
+    A program owns a tap, a block of ci and co, and ``steps`` blocks of x's pixels: sums [splits, C_IN, KH, KW, C_OUT].
     """
     m_blocks, n_blocks, taps = tl.cdiv(C_IN, BLOCK_M), tl.cdiv(C_OUT, BLOCK_N), KH * KW
     pid = tl.program_id(0)

@@ -130,16 +130,16 @@ def _save_weight_gradient(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> 
 
 
 def _formulas(ops: SimpleNamespace) -> Formulas:
-    def gradient_by(weight_gradient: str, dz: Tensor, x: Tensor, size: Sequence[int], geometry: Sequence[Any]) -> Tensor:
-        if weight_gradient == "triton":
-            return ops.conv_transpose2d_weight_gradient(dz, x, size, *geometry, weight_gradient)
-        stride, padding, output_padding = geometry
+    def weight_gradient(ctx: Any, dz: Tensor, x: Tensor) -> Tensor:
+        if ctx.by == "triton":
+            return ops.conv_transpose2d_weight_gradient(dz, x, ctx.weight_size, *ctx.geometry, ctx.by)
+        stride, padding, output_padding = ctx.geometry
         dw, _ = torch.ops.gankernels_library.convolution_weight_gradient(
-            dz, x, size, False, stride, padding, (1, 1), True, output_padding, 1
+            dz, x, ctx.weight_size, False, stride, padding, (1, 1), True, output_padding, 1
         )
         return dw
 
-    def gated(g: Tensor, y: Tensor | None, ctx: Any, with_sum: bool = False) -> tuple[Tensor, Tensor | None]:
+    def gated(ctx: Any, g: Tensor, y: Tensor | None, with_sum: bool = False) -> tuple[Tensor, Tensor | None]:
         """act'(z) g and, asked for, its sum over all but the channels, in one pass."""
         if y is None:
             return g, g.sum((0, 2, 3), dtype=torch.promote_types(g.dtype, torch.float32)) if with_sum else None
@@ -153,14 +153,14 @@ def _formulas(ops: SimpleNamespace) -> Formulas:
         activation, slope = ctx.activation, ctx.slope
         if needs_dw or needs_db:
             # Several read dz: written once. For dx alone it is formed while dy is loaded.
-            dy, db = gated(dy, y, ctx, needs_db)
+            dy, db = gated(ctx, dy, y, needs_db)
             y, activation, slope = None, "none", 0.0
         if needs_dx:
             dx = ops.conv_transpose2d_input_gradient(
                 dy, y, weight, ctx.x_size, *ctx.geometry, activation, slope, ctx.by
             )
         if needs_dw:
-            dw = gradient_by(ctx.by, dy, x, ctx.weight_size, ctx.geometry)
+            dw = weight_gradient(ctx, dy, x)
         return dx, dw, db.to(ctx.bias_dtype) if needs_db and db is not None else None, *[None] * 6
 
     def input_gradient_vjp(ctx: Any, ddx: Tensor) -> tuple[Tensor | None, ...]:
@@ -169,9 +169,9 @@ def _formulas(ops: SimpleNamespace) -> Formulas:
         ddy = dw = None
         if needs_ddy:
             ddz = ops.conv_transpose2d_forward(ddx, weight, None, *ctx.geometry, "none", 0.0, ctx.by)
-            ddy, _ = gated(ddz, y, ctx)
+            ddy, _ = gated(ctx, ddz, y)
         if needs_dw:
-            dw = gradient_by(ctx.by, gated(dy, y, ctx)[0], ddx, ctx.weight_size, ctx.geometry)
+            dw = weight_gradient(ctx, gated(ctx, dy, y)[0], ddx)
         return ddy, None, dw, *[None] * 7
 
     def weight_gradient_vjp(ctx: Any, ddw: Tensor) -> tuple[Tensor | None, ...]:

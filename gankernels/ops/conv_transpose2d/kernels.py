@@ -191,6 +191,9 @@ def specialisations() -> Iterator[Specialisation]:
         yield _specialisation(device_weight._conv_transpose2d_add_up_kernel, _ADD_UP, type_, None)
 
 
+_OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
+
+
 def _specialisation(kernel: Any, given: dict[str, Any], type_: str, capability: int | None) -> Specialisation:
     accumulator = "fp64" if type_ == "fp64" else "fp32"
     pixels = ("x_ptr", "gate_ptr", "weight_ptr", "y_ptr", "dz_ptr", "dweight_ptr")
@@ -202,6 +205,6 @@ def _specialisation(kernel: Any, given: dict[str, Any], type_: str, capability: 
         else "i32"
         for name in kernel.arg_names
     }
-    options = {name: given[name] for name in ("num_warps", "num_stages", "enable_fp_fusion") if name in given}
+    options = {name: value for name, value in given.items() if name in _OPTIONS}
     constexprs = {name: given[name] for name in signature if name in given}
     return Specialisation(kernel, signature, constexprs, options, (capability,) if capability else (80, 90, 100))

@@ -135,7 +135,8 @@ def precision(dtype: torch.dtype) -> str:
     """A key of tiles.py. fp32 is ``"tf32"`` as cuDNN's convolutions are: by torch.backends.cudnn.conv.fp32_precision,
     which torch.backends.cudnn.allow_tf32 sets."""
     if dtype == torch.float32:
-        return "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "ieee"
+        conv = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+        return "tf32" if conv.fp32_precision == "tf32" else "ieee"
     return "fp64" if dtype == torch.float64 else "16"
 
 

@@ -15,8 +15,8 @@ import triton
 _FULL = 132
 # The smallest side of a tile that tensor cores take in every precision.
 LEAST = 16
-# Numbers of the largest tile whose left operand passes through registers.
-_TRANSFORMED = 128 * 128
+# Numbers of the largest tile whose left operand passes through registers; more spills.
+_TRANSFORMED = {"16": 128 * 128, "tf32": 128 * 128, "ieee": 32 * 32, "fp64": 32 * 32}
 # A weight gradient's pixels are split until there are about this many programs.
 _SPLIT_UNTIL = 512
 
@@ -35,10 +35,10 @@ class Tile(NamedTuple):
 _TILES: dict[tuple[int, str], tuple[Tile, ...]] = {
     (80, "16"): (Tile(128, 128, 32, 8, 4), Tile(128, 64, 32, 4, 4), Tile(64, 64, 32, 4, 4), Tile(64, 32, 64, 4, 3)),
     (90, "16"): (Tile(128, 256, 64, 8, 3), Tile(128, 128, 64, 8, 3), Tile(128, 64, 64, 8, 4), Tile(64, 32, 64, 4, 4)),
-    (100, "16"): (Tile(128, 256, 64, 8, 3), Tile(128, 128, 64, 8, 3), Tile(128, 64, 64, 8, 4), Tile(64, 32, 64, 4, 4)),
+    (100, "16"): (Tile(128, 256, 64, 8, 3), Tile(128, 128, 64, 8, 3), Tile(128, 64, 64, 8, 3), Tile(64, 32, 64, 4, 4)),
     (80, "tf32"): (Tile(128, 128, 16, 8, 4), Tile(128, 64, 16, 4, 4), Tile(64, 64, 32, 4, 3), Tile(64, 32, 32, 4, 3)),
     (90, "tf32"): (Tile(128, 128, 32, 8, 3), Tile(128, 64, 32, 4, 3), Tile(64, 64, 32, 4, 3), Tile(64, 32, 32, 4, 3)),
-    (100, "tf32"): (Tile(128, 128, 32, 8, 3), Tile(128, 64, 32, 4, 3), Tile(64, 64, 32, 4, 3), Tile(64, 32, 32, 4, 3)),
+    (100, "tf32"): (Tile(128, 128, 32, 8, 3), Tile(128, 64, 32, 8, 3), Tile(64, 64, 32, 8, 3), Tile(64, 32, 32, 4, 3)),
     (0, "ieee"): (Tile(64, 64, 16, 8, 2), Tile(32, 32, 16, 4, 2)),
     (0, "fp64"): (Tile(32, 32, 16, 4, 2),),
 }
@@ -53,9 +53,9 @@ def table(capability: int, precision: str, transformed: bool) -> tuple[Tile, ...
         transformed: whether the left operand passes through registers (a batch norm, or a gate), which leaves too few
             of them for the widest tiles.
     """
-    known = [c for c, p in _TILES if p == precision and c <= capability < 120 or c in (0, 80) and p == precision]
-    found = _TILES[max(known), precision]
-    return tuple(tile for tile in found if tile.m * tile.n <= _TRANSFORMED) if transformed else found
+    known = [c for c, p in _TILES if p == precision]
+    found = _TILES[max((c for c in known if c <= capability < 120), default=min(known)), precision]
+    return tuple(tile for tile in found if not transformed or tile.m * tile.n <= _TRANSFORMED[precision])
 
 
 def every() -> Iterator[tuple[int, str, Tile, bool]]:
