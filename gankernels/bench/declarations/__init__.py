@@ -1,8 +1,14 @@
 """One declaration an op, in the order of ``gankernels.ops``."""
 
 from gankernels.bench.declaration import Benchmark
-from gankernels.bench.declarations import bias_act, conditional_batch_norm, spectral_norm
+from gankernels.bench.declarations import bias_act, conditional_batch_norm, conv2d, conv_transpose2d, spectral_norm
 
-ALL: tuple[Benchmark, ...] = (bias_act.BENCHMARK, conditional_batch_norm.BENCHMARK, spectral_norm.BENCHMARK)
+ALL: tuple[Benchmark, ...] = (
+    bias_act.BENCHMARK,
+    conditional_batch_norm.BENCHMARK,
+    conv2d.BENCHMARK,
+    conv_transpose2d.BENCHMARK,
+    spectral_norm.BENCHMARK,
+)
 
 __all__ = ["ALL"]
