@@ -25,7 +25,7 @@ from torch import Tensor
 from gankernels.dispatch import has_triton
 from gankernels.ops import bias_act as _bias_act  # noqa: F401  (registers its ops)
 from gankernels.ops._activation import PIECEWISE_LINEAR
-from gankernels.ops._convolution import output_size
+from gankernels.ops._convolution_arguments import output_size
 from gankernels.ops._layout import prefers_channels_last, strides_4d
 from gankernels.ops._registration import NAMESPACES, Formulas, define, register_formulas
 from gankernels.ops._weight_gradients import weight_gradients_wanted

@@ -17,7 +17,7 @@ import torch
 import triton
 from torch import Tensor
 
-from gankernels.ops._convolution import output_size
+from gankernels.ops._convolution_arguments import output_size
 from gankernels.ops._layout import prefers_channels_last
 from gankernels.ops.conv_transpose2d import device, device_weight, launch, tiles
 from gankernels.ops.conv_transpose2d.launch import Normalised
