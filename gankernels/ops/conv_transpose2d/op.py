@@ -1,4 +1,4 @@
-"""The public function. The library's ops are those of :mod:`gankernels.ops._convolution`."""
+"""The public function. The library's ops are those of :mod:`gankernels.ops._convolution`; Triton's are in fused.py."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gankernels.errors import InputError
 from gankernels.ops._activation import ACTIVATIONS
 from gankernels.ops._convolution_arguments import Pair, check_output, check_tensors, output_size, pair, under_autocast
 from gankernels.ops._registration import refuse_transforms, register_op
-from gankernels.ops.conv_transpose2d import library, reference
+from gankernels.ops.conv_transpose2d import fused, library, reference
 
 _OP = "conv_transpose2d"
 
@@ -40,7 +40,8 @@ def conv_transpose2d(
         groups: divides C_in and C_out.
         activation: as :func:`gankernels.ops.bias_act`'s; its arithmetic is fp32 (fp64 for fp64).
         slope: of ``"lrelu"`` below zero.
-        impl: force ``"reference"`` or ``"library"``; None lets dispatch choose.
+        impl: force ``"reference"``, ``"library"`` or ``"triton"``, which has groups and dilation 1 alone; None lets
+            dispatch choose.
 
     Returns:
         [N, C_out, OH, OW] in x's dtype; channels_last where x or weight is, as PyTorch's. Differentiable to any order
@@ -73,12 +74,18 @@ def conv_transpose2d(
         output_size(batch.shape, weight.shape, strides, paddings, dilations, True, more, groups), batch, weight
     )
     geometry = (strides, paddings, more, groups, dilations)
-    if dispatch.choose(_OP, x, impl).impl == "reference":
+    chosen = dispatch.choose(_OP, x, impl).impl
+    if chosen == "triton":
+        chosen = dispatch.narrowed(_OP, chosen, impl, fused.unsupported(groups, dilations))
+    if chosen == "reference":
         y = reference.conv_transpose2d(batch, weight, bias, *geometry, activation=activation, slope=slope)
     else:
         refuse_transforms(_OP, x, weight, *(() if bias is None else (bias,)))
-        y = library.conv_transpose2d(batch, weight, bias, *geometry, activation=activation, slope=slope)
+        if chosen == "triton":
+            y = fused.conv_transpose2d(batch, weight, bias, strides, paddings, more, activation, slope)
+        else:
+            y = library.conv_transpose2d(batch, weight, bias, *geometry, activation=activation, slope=slope)
     return y if x.dim() == 4 else y.squeeze(0)
 
 
-register_op(_OP, {}, lambda ops: {}, impls=("library",))
+register_op(_OP, {}, lambda ops: {}, impls=("library", "triton"))
