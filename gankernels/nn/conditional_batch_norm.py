@@ -106,9 +106,11 @@ class ConditionalBatchNorm2d(BatchStatistics):
 
     def forward(self, x: Tensor, cond: Tensor) -> Tensor:
         """Normalise ``x`` [N, C, H, W] under ``cond``: int64 labels [N], or vectors [N, cond_features]."""
-        gain, bias = self.gain(cond), self.bias(cond)  # [N, C]
-        if self.num_classes is None:
-            gain = 1 + gain
+        if self.num_classes is not None:  # the kernels look the labels up in the tables
+            return conditional_batch_norm(
+                x, self.gain.weight, self.bias.weight, labels=cond, **self._arguments()  # type: ignore[arg-type]
+            )
+        gain, bias = 1 + self.gain(cond), self.bias(cond)  # [N, C]
         return conditional_batch_norm(x, gain, bias, **self._arguments())
 
     def extra_repr(self) -> str:
