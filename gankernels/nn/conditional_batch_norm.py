@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -106,10 +106,9 @@ class ConditionalBatchNorm2d(BatchStatistics):
 
     def forward(self, x: Tensor, cond: Tensor) -> Tensor:
         """Normalise ``x`` [N, C, H, W] under ``cond``: int64 labels [N], or vectors [N, cond_features]."""
-        if self.num_classes is not None:  # the kernels look the labels up in the tables
-            return conditional_batch_norm(
-                x, self.gain.weight, self.bias.weight, labels=cond, **self._arguments()  # type: ignore[arg-type]
-            )
+        if self.num_classes is not None:  # the kernels look the labels up
+            gain, bias = (cast(Tensor, table.weight) for table in (self.gain, self.bias))  # [num_classes, C]
+            return conditional_batch_norm(x, gain, bias, labels=cond, **self._arguments())
         gain, bias = 1 + self.gain(cond), self.bias(cond)  # [N, C]
         return conditional_batch_norm(x, gain, bias, **self._arguments())
 

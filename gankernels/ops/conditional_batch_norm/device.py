@@ -44,8 +44,9 @@ def _load_row(table_ptr, labels_ptr, n, classes, offs_c, C):
     row = n
     mask = offs_c < C
     if labels_ptr is not None:
-        row = tl.load(labels_ptr + n)
-        mask &= (row >= 0) & (row < classes)
+        # Widened to the channels: Triton's interpreter takes no scalar in a mask.
+        row = tl.load(labels_ptr + n) + 0 * offs_c
+        mask = mask & (row >= 0) & (row < classes)
     return tl.load(table_ptr + row * C + offs_c, mask=mask, other=float("nan"))
 
 

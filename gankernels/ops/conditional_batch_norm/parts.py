@@ -44,7 +44,7 @@ def conditional_batch_norm_backward_sums(
     dy, x = (t.contiguous(memory_format=layout) for t in (dy, x))
     with kernels._on_device_of(x):
         sums = kernels.launch_backward_sums(plan, formula, dy, x, gain.contiguous(), bias.contiguous(), mean, var)
-    return _by_row(plan, sums)
+    return _by_row(plan, sums, labels, gain)
 
 
 def conditional_batch_norm_backward_apply(

@@ -1,8 +1,8 @@
 """Conditional batch normalisation whose batch is spread over the ranks of a process group.
 
 The kernels run in parts, and the middle step of each order, a few operations on [rows, C] and [C], stands here for all
-of them, with its one collective. The formulas are those of csrc/conditional_batch_norm.h. Across ranks numbers are fp64:
-a kilobyte a collective, and counts are exact.
+of them, with its one collective. The formulas are those of csrc/conditional_batch_norm.h. Across ranks numbers are
+fp64: a kilobyte a collective, and counts are exact.
 
 Gain and bias have a row for each sample, or with labels for each class. The parts return sums by row, so that the
 formulas are the same for both. A rank's gradients of a table are those of its own samples, as of any parameter.
