@@ -60,7 +60,9 @@ inline std::array<Tensor, 2> use_labels(Problem& p, const std::optional<Tensor>&
   TORCH_CHECK(labels_->scalar_type() == at::kLong, "labels: got dtype ", labels_->scalar_type(), ", expected int64");
   TORCH_CHECK(labels_->device() == x.device(), "labels: got device ", labels_->device(), ", expected ", x.device());
   const Tensor labels = labels_->contiguous();
-  p.labels = labels.const_data_ptr<int64_t>();
+  // An empty tensor has no address, but none is for no labels.
+  static constexpr int64_t kNone = -1;
+  p.labels = p.n > 0 ? labels.const_data_ptr<int64_t>() : &kNone;
   p.classes = gain.size(0);
   if (x.is_cuda()) return {labels};  // where asking would wait for the GPU, the kernels look after themselves
   const int64_t *begin = p.labels, *end = begin + p.n;
