@@ -18,9 +18,9 @@ class ConditionalBatchNorm2d(BatchStatistics):
 
     ``y = act((x - mean) / sqrt(var + eps) * gain(cond) + bias(cond))``
 
-    The condition is either a class label (``num_classes``: a table of gains and a table of biases, as in SNGAN) or a
-    vector (``cond_features``: two linear maps without bias, ``gain = 1 + W_gain cond``, as in BigGAN). A module that is
-    new computes plain batch normalisation for every label.
+    The condition is either a class label (``num_classes``: a table of gains and a table of biases, as in SNGAN, looked
+    up inside the kernels) or a vector (``cond_features``: two linear maps without bias, ``gain = 1 + W_gain cond``, as in
+    BigGAN). A module that is new computes plain batch normalisation for every label.
 
     Args:
         num_features: C, the channels of the input.
