@@ -18,8 +18,8 @@ class ConditionalBatchNorm2d(BatchStatistics):
 
     ``y = act((x - mean) / sqrt(var + eps) * gain(cond) + bias(cond))``
 
-    The condition is either a class label (``num_classes``: a table of gains and a table of biases, as in SNGAN, looked
-    up inside the kernels) or a vector (``cond_features``: two linear maps without bias, ``gain = 1 + W_gain cond``, as in
+    The condition is either a class label (``num_classes``: a table of gains and one of biases, as in SNGAN, looked up
+    inside the kernels) or a vector (``cond_features``: two linear maps without bias, ``gain = 1 + W_gain cond``, as in
     BigGAN). A module that is new computes plain batch normalisation for every label.
 
     Args:
