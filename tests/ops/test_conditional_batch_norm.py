@@ -345,21 +345,24 @@ def test_a_condition_vector():
 # ---- The torch.library contract ----
 
 
-def op_calls(namespace: str, device: str):
+def op_calls(namespace: str, device: str, labelled: bool):
     x, gain, bias = (t.detach().float() for t in inputs((2, 3, 4, 5), device=device, layout="channels_last"))
+    labels = None
+    if labelled:
+        gain, bias, labels = *(torch.cat([t, t]) for t in (gain, bias)), torch.tensor([3, 1], device=device)
     mean, var = torch.zeros(3, device=device), torch.ones(3, device=device)
     dy = torch.randn_like(x)
     ops = getattr(torch.ops, namespace)
-    tail = (1e-5, "lrelu", 0.2)
+    rest, tail = (labels, mean, var), (1e-5, "lrelu", 0.2)
     grads = [t.clone().requires_grad_() for t in (x, gain, bias)]
-    yield ops.conditional_batch_norm_forward.default, (*grads, None, None, *tail)
-    yield ops.conditional_batch_norm_forward.default, (x, gain, bias, mean, var, *tail)
-    yield ops.conditional_batch_norm_backward.default, (dy.clone().requires_grad_(), *grads, mean, var, True, *tail)
+    yield ops.conditional_batch_norm_forward.default, (*grads, labels, None, None, *tail)
+    yield ops.conditional_batch_norm_forward.default, (x, gain, bias, labels, mean, var, *tail)
+    yield ops.conditional_batch_norm_backward.default, (dy.clone().requires_grad_(), *grads, *rest, True, *tail)
     yield (
         ops.conditional_batch_norm_backward_backward.default,
-        (dy, gain, bias, dy, x, gain, bias, mean, var, True, *tail),
+        (dy, gain, bias, dy, x, gain, bias, *rest, True, *tail),
     )
-    saved = (x, gain, bias, mean, var)
+    saved = (x, gain, bias, *rest)
     terms = torch.randn(5, 3, device=device)
     yield ops.conditional_batch_norm_statistics.default, (x,)
     yield ops.conditional_batch_norm_backward_sums.default, (dy, *saved, *tail)
@@ -369,8 +372,9 @@ def op_calls(namespace: str, device: str):
 
 
 @kernels
-def test_opcheck(device, impl):
-    for function, arguments in op_calls(op.NAMESPACES[impl], device):
+@pytest.mark.parametrize("labelled", [False, True], ids=["rows", "labels"])
+def test_opcheck(device, impl, labelled):
+    for function, arguments in op_calls(op.NAMESPACES[impl], device, labelled):
         torch.library.opcheck(function, arguments)
 
 
@@ -452,6 +456,13 @@ def test_saves_x_and_nothing_else_with_pixels(device, impl):
         ({"gain": torch.zeros(2, 4)}, r"gain: got shape \(2, 4\), expected \(2, 3\)"),
         ({"bias": torch.zeros(3)}, r"bias: got shape \(3,\), expected \(2, 3\)"),
         ({"bias": torch.zeros(2, 3, dtype=torch.int32)}, "bias: got dtype torch.int32"),
+        ({"labels": torch.zeros(2, dtype=torch.int32)}, "labels: got dtype torch.int32, expected torch.int64"),
+        ({"labels": torch.zeros(3, dtype=torch.int64)}, r"labels: got shape \(3,\), expected \(2,\)"),
+        ({"labels": torch.tensor([1, 2])}, "labels: got 1 to 2, expected them from 0 to 1"),
+        ({"labels": torch.tensor([-1, 0])}, "labels: got -1 to 0, expected them from 0 to 1"),
+        ({"labels": torch.tensor([0, 0], device="meta")}, "labels: got a tensor on meta"),
+        ({"labels": torch.tensor([0, 0]), "gain": torch.zeros(3)}, r"gain: got shape \(3,\), expected \[classes, 3\]"),
+        ({"labels": torch.tensor([0, 0]), "gain": torch.zeros(5, 3)}, r"bias: got shape \(2, 3\), expected \(5, 3\)"),
         ({"activation": "gelu"}, "activation: got 'gelu', expected one of none, relu, lrelu"),
         ({"training": False}, "running_mean, running_var: got None"),
         ({"running_mean": torch.zeros(4)}, r"running_mean: got shape \(4,\), expected \(3,\)"),
