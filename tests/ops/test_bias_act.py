@@ -465,7 +465,7 @@ def test_what_would_be_silently_wrong_raises(device, impl, activation):
         ({"activation": "swish"}, "activation: got 'swish', expected one of linear, none, relu"),
         ({"clamp": -1.0}, "clamp: got -1.0"),
         ({"clamp": float("nan")}, "clamp: got nan"),
-        ({"impl": "fast"}, "got 'fast', expected one of reference, cpu, triton, cuda"),
+        ({"impl": "fast"}, "got 'fast', expected one of reference, library, cpu, triton, cuda"),
     ],
 )
 def test_bad_input(change, message):

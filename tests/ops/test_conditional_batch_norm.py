@@ -468,7 +468,7 @@ def test_saves_x_and_nothing_else_with_pixels(device, impl):
         ({"running_mean": torch.zeros(4)}, r"running_mean: got shape \(4,\), expected \(3,\)"),
         ({"running_var": torch.zeros(3, requires_grad=True)}, "running_var: got a tensor that requires grad"),
         ({"x": torch.zeros(1, 3, 1, 1), "gain": torch.zeros(1, 3)}, "more than one value per channel"),
-        ({"impl": "fast"}, "got 'fast', expected one of reference, cpu, triton, cuda"),
+        ({"impl": "fast"}, "got 'fast', expected one of reference, library, cpu, triton, cuda"),
     ],
 )
 def test_bad_input(change, message):
