@@ -76,9 +76,11 @@ def convolution_input_gradient(dy: Tensor, weight: Tensor, x_size: Sequence[int]
     run = _Run(dy, weight, groups=geometry[-1])
     if run.empty:
         return run.zeros(x_size)
-    dy, mask = run.operand(dy), [True, False, False]
+    operand, mask = run.operand(dy), [True, False, False]
     with run.exact:
-        dx, _, _ = _aten.convolution_backward(dy, run.unread(x_size, dy), run.operand(weight), None, *geometry, mask)
+        dx, _, _ = _aten.convolution_backward(
+            operand, run.unread(x_size, operand), run.operand(weight), None, *geometry, mask
+        )
     return run.result(dx)
 
 
@@ -89,10 +91,12 @@ def convolution_weight_gradient(
     run = _Run(dy, x, groups=geometry[-1])
     if run.empty:
         return run.zeros(weight_size), dy.sum((0, 2, 3)) if with_bias else dy.new_empty(0)
-    dy, x, mask = run.operand(dy), run.operand(x), [False, True, with_bias]
+    operands, mask = (run.operand(dy), run.operand(x)), [False, True, with_bias]
     bias_size = [dy.shape[1]] if with_bias else None
     with run.exact:
-        _, dw, db = _aten.convolution_backward(dy, x, run.unread(weight_size, dy, x), bias_size, *geometry, mask)
+        _, dw, db = _aten.convolution_backward(
+            *operands, run.unread(weight_size, *operands), bias_size, *geometry, mask
+        )
     return run.result(dw), db.to(dy.dtype) if with_bias else dy.new_empty(0)
 
 
