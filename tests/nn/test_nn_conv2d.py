@@ -87,8 +87,6 @@ def test_an_output_size():
 def test_the_stock_form(kind, parametrized):
     cls = gankernels.nn.Conv2d if kind == "conv" else gankernels.nn.ConvTranspose2d
     layer = cls(4, 4, 3, **({} if kind == "conv" else {"activation": "silu"}))
-        gankernels.nn.Conv2d(4, 4, 3) if kind == "conv" else gankernels.nn.ConvTranspose2d(4, 4, 3, activation="silu")
-    )
     layer = (spectral_norm(layer) if parametrized else layer).double().eval()
     stock = to_stock(layer)
     assert not isinstance(stock, gankernels.nn.Conv2d)

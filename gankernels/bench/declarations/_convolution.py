@@ -9,6 +9,14 @@ from torch import Tensor
 
 from gankernels.bench.declaration import DOUBLE_BACKWARD, FORWARD, FORWARD_BACKWARD, Case
 from gankernels.ops._convolution_arguments import output_size
+from gankernels.ops._convolution_library import has_hardware
+
+#: Stock PyTorch takes minutes for a convolution in bf16 on a processor that has to emulate it: no row there.
+DTYPES = (
+    (torch.float32, torch.bfloat16)
+    if torch.cuda.is_available() or has_hardware("cpu", torch.bfloat16)
+    else (torch.float32,)
+)
 
 #: Convolutions: that of y; also those of dx and dw; in a penalty those of y and dx, and of dx's gradients ddy and dw.
 _CONVOLUTIONS = {FORWARD: 1, FORWARD_BACKWARD: 3, DOUBLE_BACKWARD: 4}

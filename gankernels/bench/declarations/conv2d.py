@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gankernels.bench.declaration import DOUBLE_BACKWARD, FORWARD_BACKWARD, Benchmark, Case
-from gankernels.bench.declarations._convolution import Work, launches
+from gankernels.bench.declarations._convolution import DTYPES, Work, launches
 from gankernels.bench.networks import convolution_cases
 from gankernels.ops import conv2d
 
@@ -48,6 +48,7 @@ BENCHMARK = Benchmark(
     ours=_ours,
     bytes=lambda case, mode, itemsize: _work(case).bytes(mode, itemsize),
     flops=lambda case, mode: _work(case).flops(mode),
+    dtypes=DTYPES,
     modes=(FORWARD_BACKWARD, DOUBLE_BACKWARD),
     reference="reference",
     launches=launches,

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gankernels.bench.declaration import FORWARD, FORWARD_BACKWARD, Benchmark, Case
-from gankernels.bench.declarations._convolution import Work, launches
+from gankernels.bench.declarations._convolution import DTYPES, Work, launches
 from gankernels.bench.networks import BATCHES, convolution_cases
 from gankernels.ops import conv_transpose2d
 
@@ -61,6 +61,7 @@ BENCHMARK = Benchmark(
     ours=_ours,
     bytes=lambda case, mode, itemsize: _work(case).bytes(mode, itemsize),
     flops=lambda case, mode: _work(case).flops(mode),
+    dtypes=DTYPES,
     modes=(FORWARD, FORWARD_BACKWARD),
     reference="reference",
     launches=launches,
