@@ -179,16 +179,8 @@ def test_the_block_of_batch_norm_and_convolution(batch_statistics, poisoned):
     exact_var, exact_mean = torch.var_mean(results[1][0], (0, 2, 3), correction=0)
     torch.testing.assert_close((block.y_mean, block.y_var), (exact_mean, exact_var), **EXACT)
     given = torch.ops.gankernels_triton.conditional_batch_norm_conv_transpose2d
-    arguments = (
-        block.y.detach(),
-        *(t.detach() for t in tensors[1:3]),
-        block.y_mean,
-        block.y_var,
-        True,
-        eps,
-        "relu",
-        0.0,
-    )
+    leaves = [t.detach() for t in tensors[1:]]
+    arguments = (block.y.detach(), *leaves[:2], block.y_mean, block.y_var, True, eps, "relu", 0.0)
     again = given(*arguments, *leaves[2:], *geometry, "none", 0.0)
     taken = given(*arguments[:3], None, None, *arguments[5:], *leaves[2:], *geometry, "none", 0.0)
     torch.testing.assert_close(again, taken, **EXACT)
