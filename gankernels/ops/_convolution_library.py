@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -75,10 +76,10 @@ def convolution_input_gradient(dy: Tensor, weight: Tensor, x_size: Sequence[int]
     run = _Run(dy, weight, groups=geometry[-1])
     if run.empty:
         return run.zeros(x_size)
-    mask = [True, False, False]
+    operand, mask = run.operand(dy), [True, False, False]
     with run.exact:
         dx, _, _ = _aten.convolution_backward(
-            run.operand(dy), run.unread(x_size), run.operand(weight), None, *geometry, mask
+            operand, run.unread(x_size, operand), run.operand(weight), None, *geometry, mask
         )
     return run.result(dx)
 
@@ -90,11 +91,11 @@ def convolution_weight_gradient(
     run = _Run(dy, x, groups=geometry[-1])
     if run.empty:
         return run.zeros(weight_size), dy.sum((0, 2, 3)) if with_bias else dy.new_empty(0)
-    mask = [False, True, with_bias]
+    operands, mask = (run.operand(dy), run.operand(x)), [False, True, with_bias]
     bias_size = [dy.shape[1]] if with_bias else None
     with run.exact:
         _, dw, db = _aten.convolution_backward(
-            run.operand(dy), run.operand(x), run.unread(weight_size), bias_size, *geometry, mask
+            *operands, run.unread(weight_size, *operands), bias_size, *geometry, mask
         )
     return run.result(dw), db.to(dy.dtype) if with_bias else dy.new_empty(0)
 
@@ -118,9 +119,12 @@ class _Run:
     def vector(self, t: Tensor | None) -> Tensor | None:
         return None if t is None else t.to(self._call.dtype)
 
-    def unread(self, size: Sequence[int]) -> Tensor:
-        """Stands for the operand whose size alone the library asks for: memory that nobody touches."""
+    def unread(self, size: Sequence[int], *operands: Tensor) -> Tensor:
+        """Stands for the operand whose size alone the library asks for: memory of another one where that suffices."""
         strides = strides_4d(size, self._call.channels_last)
+        for t in operands:
+            if t.numel() >= math.prod(size):
+                return t.as_strided(size, strides)
         return self._like.new_empty_strided(size, strides, dtype=self._call.dtype)
 
     def zeros(self, size: Sequence[int]) -> Tensor:
