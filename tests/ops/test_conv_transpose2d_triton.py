@@ -28,7 +28,7 @@ if not INTERPRETS and not torch.cuda.is_available():
 if INTERPRETS and triton.__version__.startswith("3.6.") and np.lib.NumpyVersion(np.__version__) >= "2.4.0":
     pytest.skip("the interpreter of triton 3.6 needs numpy < 2.4", allow_module_level=True)
 
-from gankernels.ops.conv_transpose2d import fused, kernels, launch, tiles  # noqa: E402  (import triton)
+from gankernels.ops.conv_transpose2d import fused, kernels, launch, normalised, tiles  # noqa: E402  (import triton)
 
 DEVICE = "cpu" if INTERPRETS else "cuda"
 COMPILED = pytest.mark.skipif(INTERPRETS or not torch.cuda.is_available(), reason="needs a CUDA device, compiled")
@@ -68,7 +68,7 @@ def geometries(draw):
     return (n, c_in, *size), (c_in, c_out, *kernel), stride, padding, output_padding
 
 
-@settings(max_examples=10, deadline=None, derandomize=True, database=None)
+@settings(max_examples=8, deadline=None, derandomize=True, database=None)
 @given(geometries())
 def test_the_three_kernels_at_any_geometry(geometry):
     x_size, weight_size, *arguments = geometry
@@ -86,7 +86,7 @@ def test_the_three_kernels_at_any_geometry(geometry):
 @pytest.mark.parametrize(
     ("x_size", "weight_size", "stride", "padding", "output_padding"),
     [
-        ((2, 5, 3, 2), (5, 6, 4, 4), (2, 2), (1, 1), (0, 0)),  # DCGAN, BigGAN's folded up-sampling
+        ((1, 5, 3, 3), (5, 5, 4, 4), (2, 2), (1, 1), (0, 0)),  # DCGAN, BigGAN's folded up-sampling
         ((1, 5, 4, 3), (5, 3, 3, 3), (2, 2), (0, 0), (0, 0)),  # StyleGAN
         ((2, 4, 1, 1), (4, 5, 3, 3), (1, 1), (0, 0), (0, 0)),  # DCGAN's first layer
         ((1, 3, 3, 2), (3, 2, 2, 1), (3, 4), (0, 0), (2, 3)),  # phases without a tap
@@ -125,14 +125,14 @@ def test_moments_of_fp32_with_a_large_mean(poisoned):
     torch.testing.assert_close(var.double(), exact_var, rtol=rtol, atol=0)
 
 
-@pytest.mark.parametrize("activation", ["relu", "lrelu", "none"])
+@pytest.mark.parametrize("activation", ["relu", "lrelu"])
 def test_behind_a_batch_norm(activation, small_tiles, poisoned):
     geometry = ((2, 2), (1, 1), (1, 0))
     x, weight, bias = drawn(2, 5, 2, 3), drawn(5, 5, 4, 2), drawn(5)
     # A shift far from zero: zeros belong around the activated x, not around x.
     normalised = launch.Normalised(drawn(2, 5), drawn(2, 5) + 2, activation, 0.3)
     u = x * normalised.scale[:, :, None, None] + normalised.shift[:, :, None, None]
-    h = {"relu": F.relu, "lrelu": lambda t: F.leaky_relu(t, 0.3), "none": lambda t: t}[activation](u)
+    h = F.relu(u) if activation == "relu" else F.leaky_relu(u, 0.3)
     leaf = weight.clone().requires_grad_()
     want = F.conv_transpose2d(h, leaf, bias, *geometry)
     y, mean, var = kernels.conv_transpose2d_forward_with_moments(x, weight, bias, *geometry, "relu", 0.0, normalised)
@@ -143,6 +143,51 @@ def test_behind_a_batch_norm(activation, small_tiles, poisoned):
     (dweight,) = torch.autograd.grad(want, leaf, dz)
     got = kernels.conv_transpose2d_weight_gradient(dz, x, weight.shape, *geometry, normalised)
     torch.testing.assert_close(got, dweight, **EXACT)
+
+
+@pytest.mark.parametrize("batch_statistics", [True, False], ids=["training", "frozen"])
+def test_the_block_of_batch_norm_and_convolution(batch_statistics, poisoned):
+    """Outputs and two orders of gradients against stock PyTorch; then a second batch norm fed with y's moments."""
+    shapes = ((2, 2, 2, 2), (2, 2), (2, 2), (2, 2, 3, 3), (2,))
+    tensors = [drawn(*shape).requires_grad_() for shape in shapes]
+    frozen = None if batch_statistics else (drawn(2), drawn(2).square())
+    geometry, eps = ((2, 2), (1, 1), (1, 0)), 1e-5
+
+    def ours(x, gain, shift, weight, bias):
+        statistics = frozen or (None, None)
+        formula = (*statistics, batch_statistics, eps, "lrelu", 0.2)
+        return normalised.conditional_batch_norm_conv_transpose2d(
+            x, gain, shift, *formula, weight, bias, *geometry, "relu"
+        )
+
+    def stock(x, gain, shift, weight, bias):
+        mean, var = frozen or torch.var_mean(x, (0, 2, 3), correction=0)[::-1]
+        mean, var = mean[:, None, None], var[:, None, None]
+        h = (x - mean) * (var + eps).rsqrt() * gain[:, :, None, None] + shift[:, :, None, None]
+        return F.conv_transpose2d(F.leaky_relu(h, 0.2), weight, bias, *geometry).relu()
+
+    dy = drawn(2, 2, 4, 3)
+    results = []
+    for function in (lambda *t: ours(*t).y, stock):
+        y = function(*tensors)
+        first = torch.autograd.grad(y, tensors, dy, create_graph=True)
+        second = torch.autograd.grad(sum(t.square().sum() for t in first), tensors)
+        results.append([y, *first, *second])
+    torch.testing.assert_close(*results, rtol=1e-9, atol=1e-9)
+
+    block = ours(*tensors)
+    exact_var, exact_mean = torch.var_mean(results[1][0], (0, 2, 3), correction=0)
+    torch.testing.assert_close((block.y_mean, block.y_var), (exact_mean, exact_var), **EXACT)
+    given = torch.ops.gankernels_triton.conditional_batch_norm_conv_transpose2d
+    leaves = [t.detach() for t in tensors[1:]]
+    arguments = (block.y.detach(), *leaves[:2], block.y_mean, block.y_var, True, eps, "relu", 0.0)
+    again = given(*arguments, *leaves[2:], *geometry, "none", 0.0)
+    taken = given(*arguments[:3], None, None, *arguments[5:], *leaves[2:], *geometry, "none", 0.0)
+    torch.testing.assert_close(again, taken, **EXACT)
+    torch.library.opcheck(
+        given, (*arguments, *leaves[2:], *(list(pair) for pair in geometry), "none", 0.0),
+        test_utils=("test_schema", "test_faketensor"),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("activation", ["relu", "lrelu", "tanh", "sigmoid", "silu", "softplus", "gelu"])
@@ -207,11 +252,11 @@ def test_empty(n, c_out, poisoned):
 
 @pytest.mark.parametrize(
     ("activation", "slope", "by", "with_bias"),
-    [("lrelu", 0.2, "library", True), ("none", 0.0, "triton", False), ("lrelu", -0.5, "library", True)],
-    ids=["lrelu", "none, Triton's weight gradient", "lrelu with a slope that y does not tell"],
+    [("lrelu", 0.2, "library", True), ("none", 0.0, "triton", False)],
+    ids=["lrelu", "none, Triton's weight gradient"],
 )
 def test_gradcheck_and_gradgradcheck(activation, slope, by, with_bias):
-    tensors = [drawn(1, 2, 2, 2), drawn(2, 2, 3, 2), *([drawn(2)] if with_bias else [])]
+    tensors = [drawn(1, 2, 2, 1), drawn(2, 1, 2, 2), *([drawn(1)] if with_bias else [])]
 
     def function(x, weight, bias=None):
         return fused.conv_transpose2d(x, weight, bias, (2, 1), (1, 0), (1, 0), activation, slope, by)
@@ -221,12 +266,13 @@ def test_gradcheck_and_gradgradcheck(activation, slope, by, with_bias):
     assert torch.autograd.gradgradcheck(function, tensors, fast_mode=True)
 
 
-def test_penalty_with_the_gate_in_the_input_gradient():
-    """The pass that asks for dx alone forms act'(z) dy while it loads dy; its derivatives are those of the others."""
+@pytest.mark.parametrize(("activation", "slope"), [("lrelu", 0.2), ("lrelu", -0.5), ("silu", 0.0)])
+def test_penalty_through_dx_alone(activation, slope):
+    """With lrelu that pass forms act'(z) dy while it loads dy; of a negative slope, or of silu, y does not tell z."""
     x, weight, bias = (drawn(*shape).requires_grad_() for shape in ((2, 3, 2, 2), (3, 4, 4, 4), (4,)))
     results = []
     for impl in ("triton", "reference"):
-        y = conv_transpose2d(x, weight, bias, stride=2, padding=1, activation="lrelu", impl=impl)
+        y = conv_transpose2d(x, weight, bias, stride=2, padding=1, activation=activation, slope=slope, impl=impl)
         with gankernels.no_weight_gradients():
             (dx,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
         results.append([dx, *torch.autograd.grad(dx.square().sum(), (x, weight, bias))])

@@ -129,22 +129,30 @@ def _save_weight_gradient(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> 
     ctx.save_for_backward(dz if needs_dx else None, x if needs_ddz else None)
 
 
+def weight_gradient(
+    ops: SimpleNamespace, by: str, dz: Tensor, x: Tensor, weight_size: Sequence[int], geometry: Sequence[Any]
+) -> Tensor:
+    """dw of the transposed convolution with the geometry (stride, padding, output_padding), by ``by``."""
+    if by == "triton":
+        return ops.conv_transpose2d_weight_gradient(dz, x, weight_size, *geometry, by)
+    stride, padding, output_padding = geometry
+    dw, _ = torch.ops.gankernels_library.convolution_weight_gradient(
+        dz, x, weight_size, False, stride, padding, (1, 1), True, output_padding, 1
+    )
+    return dw
+
+
+def gated(
+    ops: SimpleNamespace, g: Tensor, y: Tensor | None, activation: str, slope: float, with_sum: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """act'(z) g, which is g where y is None, and, asked for, its sum over all but the channels, in one pass."""
+    if y is None:
+        return g, g.sum((0, 2, 3), dtype=torch.promote_types(g.dtype, torch.float32)) if with_sum else None
+    dz, db = ops.bias_act_backward(g, y, None, activation, slope, 1.0, None, 1, with_sum)
+    return dz, db if with_sum else None
+
+
 def _formulas(ops: SimpleNamespace) -> Formulas:
-    def weight_gradient(ctx: Any, dz: Tensor, x: Tensor) -> Tensor:
-        if ctx.by == "triton":
-            return ops.conv_transpose2d_weight_gradient(dz, x, ctx.weight_size, *ctx.geometry, ctx.by)
-        stride, padding, output_padding = ctx.geometry
-        dw, _ = torch.ops.gankernels_library.convolution_weight_gradient(
-            dz, x, ctx.weight_size, False, stride, padding, (1, 1), True, output_padding, 1
-        )
-        return dw
-
-    def gated(ctx: Any, g: Tensor, y: Tensor | None, with_sum: bool = False) -> tuple[Tensor, Tensor | None]:
-        """act'(z) g and, asked for, its sum over all but the channels, in one pass."""
-        if y is None:
-            return g, g.sum((0, 2, 3), dtype=torch.promote_types(g.dtype, torch.float32)) if with_sum else None
-        return ops.bias_act_backward(g, y, None, ctx.activation, ctx.slope, 1.0, None, 1, with_sum)
-
     def forward_vjp(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, y = ctx.saved_tensors
         needs_dx, needs_dw, needs_db, *_ = ctx.needs_input_grad
@@ -153,15 +161,15 @@ def _formulas(ops: SimpleNamespace) -> Formulas:
         activation, slope = ctx.activation, ctx.slope
         if needs_dw or needs_db:
             # Several read dz: written once. For dx alone it is formed while dy is loaded.
-            dy, db = gated(ctx, dy, y, needs_db)
+            dy, db = gated(ops, dy, y, activation, slope, needs_db)
             y, activation, slope = None, "none", 0.0
         if needs_dx:
             dx = ops.conv_transpose2d_input_gradient(
                 dy, y, weight, ctx.x_size, *ctx.geometry, activation, slope, ctx.by
             )
         if needs_dw:
-            dw = weight_gradient(ctx, dy, x)
-        return dx, dw, db.to(ctx.bias_dtype) if needs_db and db is not None else None, *[None] * 6
+            dw = weight_gradient(ops, ctx.by, dy, x, ctx.weight_size, ctx.geometry)
+        return dx, dw, None if db is None else db.to(ctx.bias_dtype), *[None] * 6
 
     def input_gradient_vjp(ctx: Any, ddx: Tensor) -> tuple[Tensor | None, ...]:
         dy, y, weight = ctx.saved_tensors
@@ -169,9 +177,10 @@ def _formulas(ops: SimpleNamespace) -> Formulas:
         ddy = dw = None
         if needs_ddy:
             ddz = ops.conv_transpose2d_forward(ddx, weight, None, *ctx.geometry, "none", 0.0, ctx.by)
-            ddy, _ = gated(ctx, ddz, y)
+            ddy, _ = gated(ops, ddz, y, ctx.activation, ctx.slope)
         if needs_dw:
-            dw = weight_gradient(ctx, gated(ctx, dy, y)[0], ddx)
+            dz, _ = gated(ops, dy, y, ctx.activation, ctx.slope)
+            dw = weight_gradient(ops, ctx.by, dz, ddx, ctx.weight_size, ctx.geometry)
         return ddy, None, dw, *[None] * 7
 
     def weight_gradient_vjp(ctx: Any, ddw: Tensor) -> tuple[Tensor | None, ...]:
