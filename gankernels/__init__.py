@@ -9,5 +9,6 @@ from gankernels._version import __version__
 from gankernels.dispatch import use
 from gankernels.doctor import doctor
 from gankernels.errors import ImplementationUnavailable, InputError
+from gankernels.ops._weight_gradients import no_weight_gradients
 
-__all__ = ["ImplementationUnavailable", "InputError", "__version__", "doctor", "nn", "ops", "use"]
+__all__ = ["ImplementationUnavailable", "InputError", "__version__", "doctor", "nn", "no_weight_gradients", "ops", "use"]
