@@ -11,4 +11,13 @@ from gankernels.doctor import doctor
 from gankernels.errors import ImplementationUnavailable, InputError
 from gankernels.ops._weight_gradients import no_weight_gradients
 
-__all__ = ["ImplementationUnavailable", "InputError", "__version__", "doctor", "nn", "no_weight_gradients", "ops", "use"]
+__all__ = [
+    "ImplementationUnavailable",
+    "InputError",
+    "__version__",
+    "doctor",
+    "nn",
+    "no_weight_gradients",
+    "ops",
+    "use",
+]

@@ -56,27 +56,44 @@ GK_INLINE void fold_row(const Problem& p, const Tiling& t, const Row<S>& row, T*
     }
 }
 
+// A tile whose channels are not side by side, brought into that order: [rows, taps, kGathered]. Every line of the source
+// is read at once: at the strides of a large weight, two lines that are a tap apart push each other out of the cache.
+template <class A, class T>
+GK_INLINE void gather(const Problem& p, const Tiling& t, const T* from, int64_t count, int64_t rows, A* gathered) {
+  const int64_t taps = p.from_taps * p.from_taps;
+  const auto one = [&](int64_t j, int64_t tap, int64_t r) GK_LAMBDA_INLINE {
+    gathered[(r * taps + tap) * kGathered + j] =
+        load<A>(from + j * t.from_along + tap * p.from.tap + r * t.from_across);
+  };
+  for (int64_t j = 0; j < count; ++j)
+    if (p.from.tap == 1) {
+      for (int64_t r = 0; r < rows; ++r)
+        for (int64_t tap = 0; tap < taps; ++tap) one(j, tap, r);
+    } else {
+      for (int64_t tap = 0; tap < taps; ++tap)
+        for (int64_t r = 0; r < rows; ++r) one(j, tap, r);
+    }
+}
+
 template <class T>
 void fold(const Args& args, int64_t begin, int64_t end) {
   using A = typename AccumulatorOf<T>::type;
   const Problem& p = args.problem;
   const Tiling t = tiling(p);
-  const int taps = p.from_taps * p.from_taps;
-  alignas(64) A gathered[kMostTaps * kMostTaps * kGathered];
+  const int64_t taps = p.from_taps * p.from_taps;
+  alignas(64) A gathered[kGatheredTaps * kGathered];
   for (int64_t tile = begin; tile < end; ++tile) {
     const int64_t first = tile % t.blocks * t.block, first_row = tile / t.blocks * t.rows;
     const int64_t count = t.along - first < t.block ? t.along - first : t.block;
-    for (int64_t r = first_row; r < first_row + t.rows && r < t.across; ++r) {
-      const T* from = static_cast<const T*>(args.from) + first * t.from_along + r * t.from_across;
-      T* to = static_cast<T*>(args.to) + first * t.to_along + r * t.to_across;
-      if (t.from_along == 1) {
-        fold_row<A>(p, t, Row<T>{from, p.from.tap, count}, to);
-        continue;
-      }
-      for (int tap = 0; tap < taps; ++tap)
-        for (int64_t j = 0; j < count; ++j)
-          gathered[tap * kGathered + j] = load<A>(from + tap * p.from.tap + j * t.from_along);
-      fold_row<A>(p, t, Row<A>{gathered, kGathered, count}, to);
+    const int64_t rows = t.across - first_row < t.rows ? t.across - first_row : t.rows;
+    const T* from = static_cast<const T*>(args.from) + first * t.from_along + first_row * t.from_across;
+    T* to = static_cast<T*>(args.to) + first * t.to_along + first_row * t.to_across;
+    if (t.from_along != 1) gather(p, t, from, count, rows, gathered);
+    for (int64_t r = 0; r < rows; ++r) {
+      if (t.from_along == 1)
+        fold_row<A>(p, t, Row<T>{from + r * t.from_across, p.from.tap, count}, to + r * t.to_across);
+      else
+        fold_row<A>(p, t, Row<A>{gathered + r * taps * kGathered, kGathered, count}, to + r * t.to_across);
     }
   }
 }

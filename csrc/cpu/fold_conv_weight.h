@@ -11,7 +11,9 @@ struct Tiling {
   int64_t from_along, from_across, to_along, to_across;
   int64_t block, blocks, rows, tiles;
 };
-inline constexpr int64_t kGathered = 32;  // channels that are brought side by side before they are folded
+// Channels that are brought side by side before they are folded, and at most so many taps of them, in all rows.
+inline constexpr int64_t kGathered = 32;
+inline constexpr int64_t kGatheredTaps = kMostTaps * kMostTaps;
 Tiling tiling(const Problem& problem);
 
 using Pass = void (*)(const Args&, int64_t tile_begin, int64_t tile_end);

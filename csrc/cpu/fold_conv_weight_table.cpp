@@ -6,7 +6,7 @@ namespace gankernels::fold_conv_weight::cpu {
 namespace {
 
 constexpr int64_t kDirect = 512;  // channels of a tile that is neither gathered nor scattered
-constexpr int64_t kRows = 16;     // rows of a tile that is: so many fp32 numbers fill a line of the cache
+constexpr int64_t kRows = 16;     // at most, of one that is: so many fp32 numbers fill a line of the cache
 
 int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;
@@ -20,7 +20,8 @@ Tiling tiling(const Problem& p) {
                  : Tiling{p.inputs, p.outputs, p.from.input, p.from.output, p.to.input, p.to.output, 0, 0, 0, 0};
   const bool direct = t.from_along == 1 && t.to_along == 1;
   t.block = direct ? kDirect : kGathered;
-  t.rows = direct ? 1 : kRows;
+  const int64_t fitting = kGatheredTaps / (p.from_taps * p.from_taps);
+  t.rows = direct ? 1 : fitting < kRows ? fitting : kRows;
   t.blocks = ceil_div(t.along, t.block);
   t.tiles = t.blocks * ceil_div(t.across, t.rows);
   return t;

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gankernels import dispatch
 from gankernels.errors import InputError
-from gankernels.ops import _layout
+from gankernels.ops._layout import memory_format
 from gankernels.ops._registration import NAMESPACES, Formulas, refuse_transforms, register_op
 from gankernels.ops.fold_conv_weight import reference
 
@@ -76,7 +76,7 @@ def _check(weight: Tensor, resample: str) -> None:
 
 
 def _is_channels_last(t: Tensor) -> bool:
-    return _layout.memory_format(t) == torch.channels_last
+    return memory_format(t) == torch.channels_last
 
 
 # ---- Registration ----
@@ -105,13 +105,19 @@ def _backward_fake(dfolded: Tensor, up: bool, channels_last: bool) -> Tensor:
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     source, ctx.up, _ = inputs
     ctx.channels_last = _is_channels_last(source)
+    # Under no_weight_gradients there is no cotangent; a weight of zeros would be made for it.
+    ctx.set_materialize_grads(False)
 
 
 def _formulas(ops: SimpleNamespace) -> Formulas:
-    def forward_vjp(ctx: Any, dfolded: Tensor) -> tuple[Tensor, None, None]:
+    def forward_vjp(ctx: Any, dfolded: Tensor | None) -> tuple[Tensor | None, None, None]:
+        if dfolded is None:
+            return None, None, None
         return ops.fold_conv_weight_backward(dfolded, ctx.up, ctx.channels_last), None, None
 
-    def backward_vjp(ctx: Any, ddweight: Tensor) -> tuple[Tensor, None, None]:
+    def backward_vjp(ctx: Any, ddweight: Tensor | None) -> tuple[Tensor | None, None, None]:
+        if ddweight is None:
+            return None, None, None
         return ops.fold_conv_weight_forward(ddweight, ctx.up, ctx.channels_last), None, None
 
     return {
