@@ -3,6 +3,7 @@
 from gankernels.nn.batch_norm import BatchNorm2d
 from gankernels.nn.bias_act import BiasAct
 from gankernels.nn.conditional_batch_norm import ConditionalBatchNorm2d
+from gankernels.nn.conv2d import Conv2d, ConvTranspose2d
 from gankernels.nn.instance_norm import InstanceNorm2d
 from gankernels.nn.spectral_norm import spectral_norm
 from gankernels.nn.spectral_norm_group import SpectralNormGroup
@@ -13,6 +14,8 @@ __all__ = [
     "BatchNorm2d",
     "BiasAct",
     "ConditionalBatchNorm2d",
+    "Conv2d",
+    "ConvTranspose2d",
     "InstanceNorm2d",
     "SpectralNormGroup",
     "spectral_norm",

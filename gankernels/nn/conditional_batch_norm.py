@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from gankernels.errors import InputError
 from gankernels.nn._statistics import BatchStatistics
-from gankernels.ops import conditional_batch_norm
+from gankernels.ops.conditional_batch_norm import conditional_batch_norm
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

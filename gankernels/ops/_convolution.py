@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from gankernels.ops._layout import prefers_channels_last, strides_4d
-from gankernels.ops._registration import NAMESPACES, Formulas, define, register_formulas
+from gankernels.ops._registration import NAMESPACES, Formulas, asked_for, define, register_formulas
 from gankernels.ops._weight_gradients import weight_gradients_wanted
 
 _NAMESPACE = NAMESPACES["library"]
@@ -135,37 +135,36 @@ def _formulas(ops: SimpleNamespace) -> Formulas:
 
     def convolution_vjp(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        needs_dx, needs_dw, needs_db, *_ = ctx.needs_input_grad
-        wanted = weight_gradients_wanted()
         dx = dw = db = None
-        if needs_dx:
+        if ctx.needs_input_grad[0] and asked_for(ctx, 0):
             dx = ops.convolution_input_gradient(dy, weight, ctx.x_size, *ctx.geometry)
-        if needs_dw and wanted:
-            dw, db = ops.convolution_weight_gradient(dy, x, ctx.weight_size, needs_db, *ctx.geometry)
-        elif needs_db and wanted:
+        wants = weight_gradients_wanted()
+        wants_db = wants and ctx.needs_input_grad[2] and asked_for(ctx, 2)
+        if wants and ctx.needs_input_grad[1] and asked_for(ctx, 1):
+            dw, db = ops.convolution_weight_gradient(dy, x, ctx.weight_size, wants_db, *ctx.geometry)
+        elif wants_db:
             db = dy.sum((0, 2, 3))
-        return dx, dw, db if needs_db else None, *nothing
+        return dx, dw, db if wants_db else None, *nothing
 
     def input_gradient_vjp(ctx: Any, ddx: Tensor) -> tuple[Tensor | None, ...]:
         dy, weight = ctx.saved_tensors
-        needs_ddy, needs_dw, *_ = ctx.needs_input_grad
         ddy = dw = None
-        if needs_ddy:
+        if ctx.needs_input_grad[0] and asked_for(ctx, 0):
             ddy = ops.convolution(ddx, weight, None, *ctx.geometry)
-        if needs_dw and weight_gradients_wanted():
+        if ctx.needs_input_grad[1] and weight_gradients_wanted() and asked_for(ctx, 1):
             dw, _ = ops.convolution_weight_gradient(dy, ddx, ctx.weight_size, False, *ctx.geometry)
         return ddy, dw, None, *nothing
 
     def weight_gradient_vjp(ctx: Any, ddw: Tensor | None, ddb: Tensor | None) -> tuple[Tensor | None, ...]:
         dy, x = ctx.saved_tensors
-        needs_ddy, needs_dx, *_ = ctx.needs_input_grad
         ddb = ddb if ctx.with_bias else None
         ddy = dx = None
-        if needs_ddy and ddw is not None:
-            ddy = ops.convolution(x, ddw, ddb, *ctx.geometry)
-        elif needs_ddy and ddb is not None:
-            ddy = ddb[:, None, None].expand(ctx.dy_size)
-        if needs_dx and ddw is not None:
+        if ctx.needs_input_grad[0] and asked_for(ctx, 0):
+            if ddw is not None:
+                ddy = ops.convolution(x, ddw, ddb, *ctx.geometry)
+            elif ddb is not None:
+                ddy = ddb[:, None, None].expand(ctx.dy_size)
+        if ctx.needs_input_grad[1] and ddw is not None and asked_for(ctx, 1):
             dx = ops.convolution_input_gradient(dy, ddw, ctx.x_size, *ctx.geometry)
         return ddy, dx, None, None, *nothing
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from gankernels.errors import InputError
 from gankernels.ops._activation import ACTIVATIONS
+from gankernels.ops._convolution_arguments import DTYPES, under_autocast
 from gankernels.ops._layout import prefers_channels_last
 from gankernels.ops.bias_act.op import bias_act
-
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 #: Rows and columns of zeros: left, right, top, bottom, as in ``torch.nn.functional.pad``.
 Padding = tuple[int, int, int, int]
@@ -84,9 +82,9 @@ def checked(
     for name, t in tensors.items():
         if t.device != x.device:
             raise InputError(f"{name}: got a tensor on {t.device}, expected {x.device}, where x is")
-    x, weight, bias = _autocast(x), _autocast(weight), None if bias is None else _autocast(bias)
-    if x.dtype not in _DTYPES:
-        raise InputError(f"x: got dtype {x.dtype}, expected one of {', '.join(map(str, _DTYPES))}")
+    x, weight, bias = under_autocast(x, weight, bias)
+    if x.dtype not in DTYPES:
+        raise InputError(f"x: got dtype {x.dtype}, expected one of {', '.join(map(str, DTYPES))}")
     if weight.dtype != x.dtype:
         raise InputError(f"weight: got dtype {weight.dtype}, expected {x.dtype}, as x")
     if bias is not None and bias.dtype != x.dtype:
@@ -130,11 +128,3 @@ def refuse_empty(x: Tensor, what: str, size: tuple[int, int]) -> None:
     """Raise where an output would have no pixels, as PyTorch does."""
     if min(size) < 1:
         raise InputError(f"x: got shape {tuple(x.shape)}, expected enough pixels for {what}, not {size[0]}x{size[1]}")
-
-
-def _autocast(t: Tensor) -> Tensor:
-    """As torch casts a convolution's operands under autocast: all but fp64."""
-    device = t.device.type
-    if not torch.is_autocast_enabled(device) or t.dtype == torch.float64 or not t.is_floating_point():
-        return t
-    return t.to(torch.get_autocast_dtype(device))

@@ -13,13 +13,14 @@ _depth = 0
 def no_weight_gradients() -> Iterator[None]:
     """Make no gradients of convolution weights and biases in the backward passes that run in this block.
 
-    For a first-order pass that asks for input gradients alone, as a gradient penalty's does. PyTorch's own convolution
-    and linear layers see from ``autograd.grad(out, x)`` that no weight gradient is asked for; a registered op does not,
-    and would compute one to throw it away. What the pass records is complete: a backward through it *outside* the block
-    gives weight gradients.
+    For a first-order pass that asks for input gradients alone, as a gradient penalty's does, where autograd cannot see
+    that for itself: ``backward()`` into inputs and frozen copies, compiled autograd. ``autograd.grad(out, x)`` makes
+    none in any case. What the pass records is complete: a backward through it *outside* the block gives weight
+    gradients.
 
-    Holds for :func:`gankernels.ops.conv2d` and the ops of its family, on any thread of the process. Where a
-    convolution's weight is itself computed from the input, its part of the input's gradient is left out too.
+    Holds for :func:`gankernels.ops.conv2d` and the ops of its family, on any thread of the process; PyTorch's own
+    layers do not know of it. Where a convolution's weight is itself computed from the input, its part of the input's
+    gradient is left out too.
 
     Example:
         >>> scores = discriminator(x.requires_grad_())

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 
 from torch import Tensor
 
-from gankernels import dispatch, selfcheck
-from gankernels.ops._registration import refuse_transforms
+from gankernels import dispatch
+from gankernels.ops._registration import refuse_transforms, register_op
 from gankernels.ops._resampled_convolution import Padding, Route, checked, is_1x1, not_foldable, refuse_empty
 from gankernels.ops.fold_conv_weight.op import LARGEST_KERNEL
 from gankernels.ops.upsample_conv2d import library, reference
@@ -87,6 +86,4 @@ def route(kernel_size: tuple[int, int], padding: Padding) -> Route:
 
 _ROUTES = {"folded": library.folded, "small side": library.small_side, "plain": library.plain}
 
-dispatch.register(_OP, "reference")
-dispatch.register(_OP, "library")
-selfcheck.register(_OP, lambda: importlib.import_module(f"{__package__}.checks").checks())
+register_op(_OP, {}, lambda ops: {}, impls=("library",))
