@@ -56,8 +56,9 @@ GK_INLINE void fold_row(const Problem& p, const Tiling& t, const Row<S>& row, T*
     }
 }
 
-// A tile whose channels are not side by side, brought into that order: [rows, taps, kGathered]. Every line of the source
-// is read at once: at the strides of a large weight, two lines that are a tap apart push each other out of the cache.
+// A tile whose channels are not side by side, brought into that order: [rows, taps, kGathered]. Every line of the
+// source is read at once: at the strides of a large weight, two lines that are a tap apart push each other out of the
+// cache.
 template <class A, class T>
 GK_INLINE void gather(const Problem& p, const Tiling& t, const T* from, int64_t count, int64_t rows, A* gathered) {
   const int64_t taps = p.from_taps * p.from_taps;

@@ -34,8 +34,8 @@ __device__ __forceinline__ A fold_tap(const Problem& p, const T* from, int y, in
 }
 
 // A block folds one row of taps for a tile of channel pairs. Where neighbours in the source are not neighbours in the
-// result, a tap of the tile is transposed in shared memory, so that both are walked along their lines. Bytes: the source
-// in, once from memory and again from the caches; the result out.
+// result, a tap of the tile is transposed in shared memory, so that both are walked along their lines. Bytes: the
+// source in, once from memory and again from the caches; the result out.
 template <class T, bool kTransposed>
 __global__ void __launch_bounds__(kThreads, kBlocksPerSM) fold_conv_weight_kernel(Args args, Walk walk) {
   using A = Accumulator<T>;

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gankernels import dispatch
 from gankernels.errors import InputError
-from gankernels.ops._layout import memory_format
+from gankernels.ops._layout import prefers_channels_last
 from gankernels.ops._registration import NAMESPACES, Formulas, refuse_transforms, register_op
 from gankernels.ops.fold_conv_weight import reference
 
@@ -55,7 +55,7 @@ def fold_conv_weight(
     """
     _check(weight, resample)
     if channels_last is None:
-        channels_last = _is_channels_last(weight)
+        channels_last = prefers_channels_last(weight)
     choice = dispatch.choose(_OP, weight, impl)
     if choice.impl == "reference":
         layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -73,10 +73,6 @@ def _check(weight: Tensor, resample: str) -> None:
         raise InputError(f"weight: got shape {shape}, expected (O, I, K, K) with K odd and at most {LARGEST_KERNEL}")
     if resample not in ("up", "down"):
         raise InputError(f"resample: got {resample!r}, expected 'up' or 'down'")
-
-
-def _is_channels_last(t: Tensor) -> bool:
-    return memory_format(t) == torch.channels_last
 
 
 # ---- Registration ----
@@ -104,7 +100,7 @@ def _backward_fake(dfolded: Tensor, up: bool, channels_last: bool) -> Tensor:
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     source, ctx.up, _ = inputs
-    ctx.channels_last = _is_channels_last(source)
+    ctx.channels_last = prefers_channels_last(source)
     # Under no_weight_gradients there is no cotangent; a weight of zeros would be made for it.
     ctx.set_materialize_grads(False)
 
