@@ -66,7 +66,11 @@ def test_the_reference_is_the_convolutions(size):
 # ---- Exactness ----
 
 
-INTERPRETED = [(3, 5, 1, 1), (33, 2, 3, 3)]
+SHAPES = [(1, 1, 3, 3), (3, 5, 1, 1), (33, 2, 3, 3), (33, 70, 3, 3), (4, 6, 5, 5), (2, 3, 15, 15), (2, 515, 3, 3)]
+INTERPRETED = [
+    *(((3, 5, 1, 1), layout, last) for layout in LAYOUTS for last in (False, True)),
+    ((33, 2, 3, 3), "channels_last", True),
+]
 
 
 # Sizes 1, odd, past a tile of 32, past a direct block of 512, and several rows of tiles.
@@ -74,11 +78,9 @@ INTERPRETED = [(3, 5, 1, 1), (33, 2, 3, 3)]
 @directions
 @layouts
 @pytest.mark.parametrize("channels_last", [None, False, True])
-@pytest.mark.parametrize(
-    "shape", [(1, 1, 3, 3), (33, 70, 3, 3), (4, 6, 5, 5), (2, 3, 15, 15), (2, 515, 3, 3), *INTERPRETED], ids=str
-)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_writes_every_element_as_the_reference(device, impl, resample, layout, channels_last, shape, poisoned):
-    if impl == "triton" and device == "cpu" and (shape not in INTERPRETED or channels_last is None):
+    if impl == "triton" and device == "cpu" and (shape, layout, channels_last) not in INTERPRETED:
         pytest.skip("Triton's interpreter is slow: it has its own shapes")
     weight = weight_of(shape, device=device, layout=layout)
     results = [
