@@ -8,9 +8,11 @@ from typing import TypeVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from gankernels.errors import InputError
-from gankernels.nn import BatchNorm2d, ConditionalBatchNorm2d, InstanceNorm2d
+from gankernels.nn import BatchNorm2d, ConditionalBatchNorm2d, Conv2d, ConvTranspose2d, InstanceNorm2d
+from gankernels.ops._activation import activate
 
 _Model = TypeVar("_Model", bound=nn.Module)
 
@@ -29,9 +31,10 @@ def to_stock(model: _Model) -> _Model:
     """
     stock = copy.deepcopy(model)
     for name, layer in stock.named_modules():
-        if type(layer) in _STOCK:
+        stock_class = _stock_class(layer)
+        if stock_class is not None:
             # The state stays as it is: only what is done with it changes.
-            layer.__class__ = _STOCK[type(layer)]
+            layer.__class__ = stock_class
         elif _is_ours(layer):
             known = ", ".join(cls.__name__ for cls in _STOCK)
             where = f" at {name}" if name else ""
@@ -56,7 +59,7 @@ class StockConditionalBatchNorm2d(ConditionalBatchNorm2d):
         x_hat = F.batch_norm(x, self.running_mean, self.running_var, training=training, momentum=momentum, eps=self.eps)
         # In x's dtype: an fp32 gain would make everything up to the next convolution fp32 under autocast.
         z = x_hat * gain.to(x.dtype)[:, :, None, None] + bias.to(x.dtype)[:, :, None, None]
-        return _activate(z, self.activation, self.slope)
+        return activate(z, self.activation, self.slope)
 
 
 class StockBatchNorm2d(BatchNorm2d):
@@ -64,7 +67,7 @@ class StockBatchNorm2d(BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """As :meth:`BatchNorm2d.forward`."""
-        return _activate(nn.BatchNorm2d.forward(self, x), self.activation, self.slope)
+        return activate(nn.BatchNorm2d.forward(self, x), self.activation, self.slope)
 
 
 class StockInstanceNorm2d(InstanceNorm2d):
@@ -72,20 +75,34 @@ class StockInstanceNorm2d(InstanceNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """As :meth:`InstanceNorm2d.forward`."""
-        return _activate(nn.InstanceNorm2d.forward(self, x), self.activation, self.slope)
+        return activate(nn.InstanceNorm2d.forward(self, x), self.activation, self.slope)
 
 
-def _activate(z: Tensor, activation: str, slope: float) -> Tensor:
-    if activation == "relu":
-        return F.relu(z)
-    return F.leaky_relu(z, slope) if activation == "lrelu" else z
+class StockConvTranspose2d(ConvTranspose2d):
+    """PyTorch's transposed convolution, then the activation."""
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """As :meth:`ConvTranspose2d.forward`."""
+        return activate(nn.ConvTranspose2d.forward(self, input, output_size), self.activation, self.slope)
 
 
 _STOCK: dict[type[nn.Module], type[nn.Module]] = {
     ConditionalBatchNorm2d: StockConditionalBatchNorm2d,
     BatchNorm2d: StockBatchNorm2d,
     InstanceNorm2d: StockInstanceNorm2d,
+    Conv2d: nn.Conv2d,
+    ConvTranspose2d: StockConvTranspose2d,
 }
+
+
+def _stock_class(layer: nn.Module) -> type[nn.Module] | None:
+    """The class that a layer of ours takes; None where it is not ours, or no stock form is known."""
+    ours = type(layer)
+    if ours in _STOCK or not parametrize.is_parametrized(layer):
+        return _STOCK.get(ours)
+    # torch gives a parametrized layer a class of its own, derived from the layer's.
+    stock = _STOCK.get(ours.__bases__[0])
+    return stock and type(ours.__name__, (stock,), {k: v for k, v in vars(ours).items() if k != "__doc__"})
 
 
 def _is_ours(layer: nn.Module) -> bool:

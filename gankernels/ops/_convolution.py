@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gankernels.ops._convolution_arguments import output_size
 from gankernels.ops._layout import prefers_channels_last, strides_4d
 from gankernels.ops._registration import NAMESPACES, Formulas, asked_for, define, register_formulas
 from gankernels.ops._weight_gradients import weight_gradients_wanted
@@ -50,27 +51,6 @@ def convolution(
     return torch.ops.gankernels_library.convolution(
         x, weight, bias, stride, padding, dilation, transposed, output_padding, groups
     )
-
-
-def output_size(
-    x_size: Sequence[int],
-    weight_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    transposed: bool,
-    output_padding: Sequence[int],
-    groups: int,
-) -> list[int]:
-    """The shape [N, C_out, OH, OW] of a convolution's output; not positive where the kernel does not fit."""
-    size = [x_size[0], weight_size[1] * groups if transposed else weight_size[0]]
-    for d in (0, 1):
-        reach = dilation[d] * (weight_size[2 + d] - 1) + 1
-        if transposed:
-            size.append((x_size[2 + d] - 1) * stride[d] - 2 * padding[d] + reach + output_padding[d])
-        else:
-            size.append((x_size[2 + d] + 2 * padding[d] - reach) // stride[d] + 1)
-    return size
 
 
 # ---- Registration ----

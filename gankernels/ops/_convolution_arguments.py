@@ -70,6 +70,27 @@ def check_tensors(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int, t
             raise InputError(f"{name}: got dtype {t.dtype}, expected {x.dtype}, which x has")
 
 
+def output_size(
+    x_size: Sequence[int],
+    weight_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+) -> list[int]:
+    """The shape [N, C_out, OH, OW] of a convolution's output; not positive where the kernel does not fit."""
+    size = [x_size[0], weight_size[1] * groups if transposed else weight_size[0]]
+    for d in (0, 1):
+        reach = dilation[d] * (weight_size[2 + d] - 1) + 1
+        if transposed:
+            size.append((x_size[2 + d] - 1) * stride[d] - 2 * padding[d] + reach + output_padding[d])
+        else:
+            size.append((x_size[2 + d] + 2 * padding[d] - reach) // stride[d] + 1)
+    return size
+
+
 def check_output(size: Sequence[int], x: Tensor, weight: Tensor) -> None:
     """Raise InputError where the kernel leaves nothing of x [N, C, H, W]."""
     if size[2] < 1 or size[3] < 1:

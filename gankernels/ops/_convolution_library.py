@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from gankernels.ops._convolution_arguments import output_size
 from gankernels.ops._layout import prefers_channels_last, strides_4d
 
 _aten = torch.ops.aten
@@ -61,6 +63,9 @@ _CPU_HARDWARE = {
 def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any) -> Tensor:
     """y = conv(x, weight) + bias."""
     run = _Run(x, weight, groups=geometry[-1])
+    if run.empty:
+        y = run.zeros(output_size(x.shape, weight.shape, *geometry))
+        return y if bias is None else y.add_(bias[:, None, None])
     with run.exact:
         y = _aten.convolution(run.operand(x), run.operand(weight), run.vector(bias), *geometry)
     return run.result(y)
@@ -69,11 +74,11 @@ def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any) 
 def convolution_input_gradient(dy: Tensor, weight: Tensor, x_size: Sequence[int], *geometry: Any) -> Tensor:
     """dx with <dx, x> = <dy, conv(x, weight)>."""
     run = _Run(dy, weight, groups=geometry[-1])
-    mask = [True, False, False]
+    if run.empty:
+        return run.zeros(x_size)
+    dy, mask = run.operand(dy), [True, False, False]
     with run.exact:
-        dx, _, _ = _aten.convolution_backward(
-            run.operand(dy), run.unread(dy, x_size), run.operand(weight), None, *geometry, mask
-        )
+        dx, _, _ = _aten.convolution_backward(dy, run.unread(x_size, dy), run.operand(weight), None, *geometry, mask)
     return run.result(dx)
 
 
@@ -82,12 +87,12 @@ def convolution_weight_gradient(
 ) -> tuple[Tensor, Tensor]:
     """dw with <dw, weight> = <dy, conv(x, weight)>, and db, dy's sum over all but its channels (empty without bias)."""
     run = _Run(dy, x, groups=geometry[-1])
-    mask = [False, True, with_bias]
+    if run.empty:
+        return run.zeros(weight_size), dy.sum((0, 2, 3)) if with_bias else dy.new_empty(0)
+    dy, x, mask = run.operand(dy), run.operand(x), [False, True, with_bias]
     bias_size = [dy.shape[1]] if with_bias else None
     with run.exact:
-        _, dw, db = _aten.convolution_backward(
-            run.operand(dy), run.operand(x), run.unread(dy, weight_size), bias_size, *geometry, mask
-        )
+        _, dw, db = _aten.convolution_backward(dy, x, run.unread(weight_size, dy, x), bias_size, *geometry, mask)
     return run.result(dw), db.to(dy.dtype) if with_bias else dy.new_empty(0)
 
 
@@ -96,7 +101,8 @@ class _Run:
 
     def __init__(self, a: Tensor, b: Tensor, groups: int) -> None:
         device = a.device.type
-        self._dtype = a.dtype
+        self.empty = 0 in (a.numel(), b.numel())
+        self._like, self._dtype = a, a.dtype
         self._channels_last = prefers_channels_last(a) or prefers_channels_last(b)
         self._call = plan(device, a.dtype, groups, self._channels_last, has_hardware(device, a.dtype))
         # Autocast would round the operands again.
@@ -109,9 +115,17 @@ class _Run:
     def vector(self, t: Tensor | None) -> Tensor | None:
         return None if t is None else t.to(self._call.dtype)
 
-    def unread(self, like: Tensor, size: Sequence[int]) -> Tensor:
-        """Stands for the operand whose size alone the library asks for: memory that nobody touches."""
-        return like.new_empty_strided(size, strides_4d(size, self._call.channels_last), dtype=self._call.dtype)
+    def unread(self, size: Sequence[int], *operands: Tensor) -> Tensor:
+        """Stands for the operand whose size alone the library asks for: memory of another one where that suffices."""
+        strides = strides_4d(size, self._call.channels_last)
+        for t in operands:
+            if t.numel() >= math.prod(size):
+                return t.as_strided(size, strides)
+        return self._like.new_empty_strided(size, strides, dtype=self._call.dtype)
+
+    def zeros(self, size: Sequence[int]) -> Tensor:
+        """A result of an empty operand, for which the library's own are not all as they should be."""
+        return self._like.new_empty_strided(size, strides_4d(size, self._channels_last)).zero_()
 
     def result(self, t: Tensor) -> Tensor:
         return _laid_out(t, self._dtype, self._channels_last)

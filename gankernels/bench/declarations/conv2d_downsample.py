@@ -7,6 +7,7 @@ from torch import Tensor
 
 from gankernels.bench import networks
 from gankernels.bench.declaration import FORWARD, FORWARD_BACKWARD, Benchmark, Case
+from gankernels.bench.declarations._convolution import DTYPES
 from gankernels.bench.declarations.upsample_conv2d import inputs, moved, multiplied
 from gankernels.ops import conv2d_downsample
 
@@ -42,6 +43,7 @@ BENCHMARK = Benchmark(
     ours=_ours,
     bytes=_bytes,
     flops=_flops,
+    dtypes=DTYPES,
     modes=(FORWARD, FORWARD_BACKWARD),
     launches=lambda mode: {FORWARD: 2, FORWARD_BACKWARD: 5}[mode],
 )

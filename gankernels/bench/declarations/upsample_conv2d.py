@@ -8,6 +8,7 @@ from torch import Tensor
 
 from gankernels.bench import networks
 from gankernels.bench.declaration import FORWARD, FORWARD_BACKWARD, Benchmark, Case
+from gankernels.bench.declarations._convolution import DTYPES
 from gankernels.ops import upsample_conv2d
 
 #: Forward, and the two gradients besides: as many multiplications each.
@@ -70,6 +71,7 @@ BENCHMARK = Benchmark(
     ours=_ours,
     bytes=_bytes,
     flops=_flops,
+    dtypes=DTYPES,
     modes=(FORWARD, FORWARD_BACKWARD),
     launches=lambda mode: {FORWARD: 2, FORWARD_BACKWARD: 5}[mode],
 )

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from gankernels import dispatch
 from gankernels.errors import InputError
-from gankernels.ops._convolution import convolution, output_size
-from gankernels.ops._convolution_arguments import Pair, check_output, check_tensors, pair, under_autocast
+from gankernels.ops._convolution import convolution
+from gankernels.ops._convolution_arguments import Pair, check_output, check_tensors, output_size, pair, under_autocast
 from gankernels.ops._registration import refuse_transforms, register_op
 from gankernels.ops.conv2d import reference
 
