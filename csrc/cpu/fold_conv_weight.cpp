@@ -66,14 +66,28 @@ GK_INLINE void gather(const Problem& p, const Tiling& t, const T* from, int64_t 
     gathered[(r * taps + tap) * kGathered + j] =
         load<A>(from + j * t.from_along + tap * p.from.tap + r * t.from_across);
   };
-  for (int64_t j = 0; j < count; ++j)
-    if (p.from.tap == 1) {
+  if (p.from.tap == 1) {
+    for (int64_t j = 0; j < count; ++j)
       for (int64_t r = 0; r < rows; ++r)
         for (int64_t tap = 0; tap < taps; ++tap) one(j, tap, r);
-    } else {
-      for (int64_t tap = 0; tap < taps; ++tap)
-        for (int64_t r = 0; r < rows; ++r) one(j, tap, r);
-    }
+    return;
+  }
+  constexpr int64_t kSide = 8;  // of a block that is transposed on its way, with whole vectors in and out
+  for (int64_t j0 = 0; j0 < count; j0 += kSide)
+    for (int64_t tap = 0; tap < taps; ++tap)
+      for (int64_t r0 = 0; r0 < rows; r0 += kSide) {
+        if (j0 + kSide > count || r0 + kSide > rows || t.from_across != 1) {
+          for (int64_t j = j0; j < count && j < j0 + kSide; ++j)
+            for (int64_t r = r0; r < rows && r < r0 + kSide; ++r) one(j, tap, r);
+          continue;
+        }
+        A block[kSide][kSide];
+        for (int64_t j = 0; j < kSide; ++j)
+          for (int64_t r = 0; r < kSide; ++r)
+            block[j][r] = load<A>(from + (j0 + j) * t.from_along + tap * p.from.tap + r0 + r);
+        for (int64_t r = 0; r < kSide; ++r)
+          for (int64_t j = 0; j < kSide; ++j) gathered[((r0 + r) * taps + tap) * kGathered + j0 + j] = block[j][r];
+      }
 }
 
 template <class T>
