@@ -48,7 +48,7 @@ def _load() -> tuple[ModuleType | None, str | None]:
 
 
 def _first_stale_op() -> str | None:
-    """The first op of the checkout around this module that was built otherwise or not at all; None without a checkout."""
+    """The first op of the checkout that was built otherwise or not at all; None where this lies in no checkout."""
     try:
         source = _SCHEMAS_FILE.read_text()
     except OSError:
