@@ -91,12 +91,13 @@ def test_each_layer_takes_what_the_one_before_gives():
 def test_conditional_batch_norm_cases():
     cases = {case.position: case for case in networks.conditional_batch_norm_cases("cpu")}
     assert cases["batch 64, 192 channels, 32 px"].shape == (64, 192, 32, 32)
+    assert cases["one sample, 1536 channels, 4 px"].shape == (1, 1536, 4, 4)
     assert cases["SNGAN-32 G block 3, norm 2"].shape == (64, 256, 32, 32)
     assert cases["BigGAN-128 G block 3, norm 1"].shape == (16, 768, 16, 16)
     assert cases["BigGAN-128 G block 5, norm 2"].shape == (16, 96, 128, 128)
     assert [name for name, case in cases.items() if case.quick] == list(networks.QUICK["conditional_batch_norm"])
     shapes = [case.shape for case in cases.values()]
-    assert len(shapes) == len(set(shapes)) == 11
+    assert len(shapes) == len(set(shapes)) == 12
     (large,) = [
         c for c in networks.conditional_batch_norm_cases("cuda") if c.position.endswith("128 G block 5, norm 2")
     ]

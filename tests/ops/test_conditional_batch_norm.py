@@ -19,7 +19,7 @@ from gankernels.errors import ImplementationUnavailable, InputError
 from gankernels.ops import conditional_batch_norm
 from gankernels.ops._registration import families
 from gankernels.ops.conditional_batch_norm import op, synchronized
-from implementations import kernels_of
+from implementations import crossed, kernels_of
 
 KERNELS = kernels_of("conditional_batch_norm")
 ACTIVATIONS = ("none", "relu", "lrelu")
@@ -76,10 +76,7 @@ def assert_as_reference(actual: dict[str, Tensor], expected: dict[str, Tensor], 
 # ---- Exactness ----
 
 
-@kernels
-@layouts
-@activations
-@statistics
+@crossed(KERNELS, layout=LAYOUTS, activation=ACTIVATIONS, training=(True, False))
 def test_gradcheck_and_gradgradcheck(device, impl, layout, activation, training):
     x, gain, bias = inputs((3, 2, 2, 3), device=device, layout=layout)
     keywords = running(2, device=device) | {"training": training, "momentum": 0.0}
@@ -98,10 +95,7 @@ SHAPES = [(2, 3, 4, 4), (1, 1, 1, 2), (2, 1, 3, 5), (3, 8, 1, 1)]
 SHAPES += [(2, 33, 3, 3), (1, 5, 7, 1), (2, 64, 2, 2), (5, 17, 1, 3)]
 
 
-@kernels
-@layouts
-@statistics
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@crossed(KERNELS, layout=LAYOUTS, training=(True, False), shape=SHAPES)
 def test_odd_shapes_write_every_element(device, impl, layout, training, shape, poisoned):
     tensors = inputs(shape, device=device, layout=layout)
     keywords = running(shape[1], device=device) | {"training": training, "momentum": 0.0, "activation": "lrelu"}
@@ -187,10 +181,7 @@ def eager(x: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
     return F.relu(F.batch_norm(x, None, None, training=True) * gain[:, :, None, None] + bias[:, :, None, None])
 
 
-@kernels
-@layouts
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("mean", [0.0, 3.0])
+@crossed(KERNELS, layout=LAYOUTS, dtype=(torch.float32, torch.bfloat16, torch.float16), mean=(0.0, 3.0))
 def test_error_at_most_twice_eager(device, impl, layout, dtype, mean):
     # Enough sums that the largest error of either side is no accident.
     shape = (8, 24, 9, 9)
@@ -213,7 +204,7 @@ def test_larger_than_a_cache(device, impl, layout, dtype):
     """Past 16 MiB the CPU kernels store past the caches; 40 channels are no whole number of its steps in bf16."""
     if impl == "triton" and device == "cpu":
         pytest.skip("Triton's interpreter would take minutes")
-    tensors = inputs((16 if dtype == torch.float32 else 32, 40, 90, 90), dtype=dtype, device=device, layout=layout)
+    tensors = inputs((16 if dtype == torch.float32 else 32, 40, 82, 82), dtype=dtype, device=device, layout=layout)
     y = conditional_batch_norm(*tensors, activation="lrelu", impl=impl)
     dy = torch.randn_like(y)
     got = [y, *torch.autograd.grad(y, tensors, dy)]
@@ -298,6 +289,8 @@ print(gankernels.doctor()["cpu"]["kernels_built_for"])
 
 @kernels
 def test_same_bits_every_time(device, impl):
+    if impl == "triton" and device == "cpu":
+        pytest.skip("Triton's interpreter runs one program after the other")
     tensors = inputs((6, 24, 9, 9), dtype=torch.float32, device=device, layout="channels_last")
     runs = []
     for threads in (1, 3, 1):
