@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -10,8 +11,10 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from gankernels import models
+from gankernels.errors import InputError
 from gankernels.models.interface import GeneratorModule
 from gankernels.models.losses import LOSSES
+from gankernels.nn import BatchNorm2d
 from gankernels.nn.spectral_norm import find_spectral_norms
 from gankernels.nn.spectral_norm_group import SpectralNormGroup
 from gankernels.train.batches import Batch, Dataset
@@ -76,7 +79,13 @@ class State:
 
 
 def new_state(config: Config, dataset: Dataset, device: torch.device, dtype: torch.dtype | None) -> State:
-    """The state before the first step: a function of the config and of the data set's classes and channels."""
+    """The state before the first step: a function of the config and of the data set's classes and channels.
+
+    Raises:
+        InputError: the loss is not one that the steps here can compute, or a setting does not fit the network.
+    """
+    if config.loss not in LOSSES:
+        raise InputError(f"--loss: got {config.loss}, expected one of {', '.join(LOSSES)}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         generator, discriminator = build(config, num_classes=dataset.num_classes, channels=dataset.channels)
@@ -103,19 +112,26 @@ def build(config: Config, *, num_classes: int, channels: int) -> tuple[Generator
         g_widths=config.g.widths,
         d_ch=config.d.ch,
         d_widths=config.d.widths,
+        **{name: value for name, value in dataclasses.asdict(config.net).items() if value is not None},
     )
 
 
 def d_step(state: State, batch: Batch) -> dict[str, Tensor]:
-    """Update the discriminator on a real batch and as many fakes of the same labels, in one forward of both.
+    """Update the discriminator on a real batch and as many fakes of the same labels.
+
+    One forward takes both. Where a batch norm would tell it the share of fakes in its batch, which is another in the
+    generator's step, each goes alone, as DCGAN is trained.
 
     Returns:
         Detached fp32 scalars on the device: the loss, the mean logits of real and fake, the norm of the gradient.
     """
     with torch.no_grad(), state.g.hold(), state.autocast():
         fake = state.g.net(state.latents(len(batch.y)), batch.y)
-    logits = _logits(state, torch.cat([batch.x, fake.to(batch.x.dtype)]), batch.y.repeat(2))
-    real, fake = logits.chunk(2)
+    fake = fake.to(batch.x.dtype)
+    if any(isinstance(module, BatchNorm2d) for module in state.d.net.modules()):
+        real, fake = _logits(state, batch.x, batch.y), _logits(state, fake, batch.y)
+    else:
+        real, fake = _logits(state, torch.cat([batch.x, fake]), batch.y.repeat(2)).chunk(2)
     loss = LOSSES[state.config.loss].d(real, fake)
     norm = state.d.update(loss)
     return {

@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
+import torch
 
 from gankernels import models
 from gankernels.bench import architectures, networks
@@ -45,14 +46,19 @@ def test_dcgan_and_r3gan_have_the_parameters_of_their_tables():
     assert counts["R3GAN-64 D"] == trunk + 16 * 768 + 768
 
 
-def test_sngan_is_what_the_preset_builds():
-    for name, net in zip("GD", models.build("sngan-32"), strict=True):
-        layers = networks.NETWORKS[f"SNGAN-32 {name}"]
+@pytest.mark.parametrize("system", ["DCGAN-64", "SNGAN-32", "BigGAN-32", "BigGAN-128", "R3GAN-64"])
+def test_what_is_benchmarked_is_what_the_preset_builds(system):
+    with torch.device("meta"):
+        pair = models.build(system.lower())
+    for name, net in zip("GD", pair, strict=True):
+        layers = networks.NETWORKS[f"{system} {name}"]
         assert networks.parameters(layers) == sum(p.numel() for p in net.parameters())
         shapes = sorted(tuple(p.shape) for p in net.parameters() if p.dim() > 1)
-        tables = [layer for layer in layers if layer.kind == "conditional_batch_norm"]
-        weights = [shape for layer in layers for shape in layer.weights if len(shape) > 1 and layer not in tables]
-        weights += [shape[::-1] for layer in tables for shape in layer.weights]  # a label's row of a table
+        shared = any(layer.kind == "embedding" for layer in layers)
+        weights = []
+        for layer in layers:
+            table = layer.kind == "conditional_batch_norm" and not shared  # a label's row
+            weights += [shape[::-1] if table else shape for shape in layer.weights if len(shape) > 1]
         assert sorted(weights) == shapes
 
 
