@@ -146,8 +146,9 @@ class Passes:
     def along_samples(self, variable: Variable) -> Tensor:
         """a_i, shaped to be multiplied with a tensor of ``variable``'s shape."""
         assert self.loss_scale is not None and variable.samples is not None
-        a = self.loss_scale if variable.samples.repeat == 1 else self.loss_scale.repeat_interleave(variable.samples.repeat)
-        a = a.view(-1, *[1] * (len(variable.shape) - variable.samples.axis - 1))
+        a, (axis, repeat) = self.loss_scale, variable.samples
+        if len(a) > 1:
+            a = (a if repeat == 1 else a.repeat_interleave(repeat)).view(-1, *[1] * (len(variable.shape) - axis - 1))
         return a if variable.dtype.itemsize < 8 else a.double()
 
     def add_gradient(self, weight: Tensor, gradient: Tensor) -> None:

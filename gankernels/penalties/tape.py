@@ -98,7 +98,10 @@ class _Recorder(TorchDispatchMode):
         if node is None:
             return op(*args, **kwargs)
         in_place = node.op is not op
-        kept = self.keep_inputs_of(node, tensors, overwritten=node["self"] if in_place else None)
+        kept = self.keep_inputs_of(node, tensors)
+        if in_place and isinstance(node["self"], Variable) and node["self"].numbers is not None:
+            node["self"].numbers = node["self"].numbers.clone()
+            node["self"].numbers_version = 0
         results = op(*args, **kwargs)
         self.add_outputs(node, results, in_place)
         if any(node.outputs):
@@ -149,9 +152,7 @@ class _Recorder(TorchDispatchMode):
         node.constants = [(t, t._version) for name, t in constants if not name.startswith("running")]
         return node, tensors
 
-    def keep_inputs_of(
-        self, node: Node, tensors: list[tuple[Variable, Tensor]], overwritten: Variable | None
-    ) -> list[Variable]:
+    def keep_inputs_of(self, node: Node, tensors: list[tuple[Variable, Tensor]]) -> list[Variable]:
         """Choose the node's rule, and keep the numbers of those inputs that it needs."""
         node.rule, node.outside = find_rule(node)
         if node.rule is None:
@@ -162,31 +163,34 @@ class _Recorder(TorchDispatchMode):
         kept = []
         for variable, tensor in tensors:
             if variable in wanted and variable.numbers is None:
-                variable.numbers = tensor.detach().clone() if variable is overwritten else tensor
-                variable.numbers_version = variable.numbers._version
+                variable.numbers, variable.numbers_version = tensor, tensor._version
                 kept.append(variable)
         return kept
 
     def add_outputs(self, node: Node, results: Any, in_place: bool) -> None:
         """Enter the outputs; integers, and whatever does not require grad, turn out to be constants when used."""
         keeps = node.rule.keeps if node.rule is not None else ()
+        # autograd counts a write, and lets a view share the count of its base, after this call
+        shares, version = in_place or node.op.is_view, node.variables[0].version + in_place
         for tensor in results if isinstance(results, (list, tuple)) else [results]:
             if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
                 node.outputs.append(None)
                 if "indices" in keeps and isinstance(tensor, Tensor):
                     node.indices = tensor
                 continue
-            # autograd counts the write after this call
-            variable = Variable(tuple(tensor.shape), tensor.dtype, tensor._version + in_place)
+            variable = Variable(tuple(tensor.shape), tensor.dtype, version if shares else tensor._version)
             node.outputs.append(variable)
             self.known[tensor] = variable
             if "result" in keeps and len(node.outputs) == 1:
                 variable.numbers, variable.numbers_version = tensor, variable.version
-        if node.rule is not None and any(node.outputs) and all(v.samples is not None for v in node.variables):
-            samples = node.rule.samples(node)
-            for output in filter(None, node.outputs):
-                output.samples = samples
-            if samples is None and node.outside is None:
+        if node.rule is None or not any(node.outputs) or any(v.samples is None for v in node.variables):
+            return
+        for output in filter(None, node.outputs):
+            if self.pictures.shape[0] == 1:
+                output.samples = Samples(0, *output.shape[:1])  # all of it belongs to the one sample
+            else:
+                output.samples = node.rule.samples(node)
+            if output.samples is None:
                 node.outside = f"{node.name} mixes samples"
 
 
