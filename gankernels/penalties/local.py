@@ -45,13 +45,13 @@ def tangent(node: Node, passes: Passes) -> list[Tensor | None]:
         outputs, cotangents = [result for _, result, _ in pairs], [c for _, _, c in pairs]
         try:
             v = torch.autograd.grad(outputs, list(inputs.values()), cotangents, create_graph=True, allow_unused=True)
-            used = [(vjp, passes.tangent_of(z)) for vjp, z in zip(v, inputs, strict=True) if vjp is not None]
-            found = torch.autograd.grad(
-                [vjp for vjp, _ in used],
-                [*cotangents, *inputs.values(), *weights.values()],
-                [t for _, t in used],
-                allow_unused=True,
-            )
+            # an op that is constant between its jumps has a backward of zeros, without a graph
+            used = [(vjp, t) for vjp, t in zip(v, map(passes.tangent_of, inputs), strict=True) if _has_graph(vjp)]
+            wanted = [*cotangents, *inputs.values(), *weights.values()]
+            found = [None] * len(wanted)
+            if used:
+                vjps, directions = zip(*used, strict=True)
+                found = torch.autograd.grad(vjps, wanted, directions, allow_unused=True)
         except RuntimeError as error:
             raise TapeError(f"{passes.tape.where(node)}: {node.name} has no second derivative ({error})") from error
     tangents: list[Tensor | None] = [None] * len(results)
@@ -64,3 +64,7 @@ def tangent(node: Node, passes: Passes) -> list[Tensor | None]:
         if gradient is not None:
             passes.add_gradient(weight, gradient.detach())
     return tangents
+
+
+def _has_graph(tensor: Tensor | None) -> bool:
+    return tensor is not None and tensor.requires_grad

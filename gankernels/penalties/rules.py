@@ -210,7 +210,9 @@ def _where(at: At) -> Tensor:
 def _extremum(sign: int) -> Callable[[At], Tensor]:
     def tangent(at: At) -> Tensor:
         pair = [at.value(n) if isinstance(at[n], Variable) else at.constant(at[n]) for n in ("self", "other")]
-        first, second = (at.t(n) if isinstance(at[n], Variable) else torch.zeros_like(pair[0]) for n in ("self", "other"))
+        first, second = (
+            at.t(n) if isinstance(at[n], Variable) else torch.zeros_like(pair[0]) for n in ("self", "other")
+        )
         share = (1 + sign * (pair[0] - pair[1]).sign()) / 2  # autograd halves the gradient of a tie
         return first * share + second * (1 - share)
 
@@ -313,11 +315,14 @@ RULES: dict[str, Rule] = {
     # layout
     **dict.fromkeys(("view", "_unsafe_view", "unsqueeze", "squeeze", "alias"), Rule(_reshape, samples.reshape)),
     "expand": Rule(_expand),
+    "repeat": Rule(_replay, samples.repeat),
     "permute": Rule(_replay, samples.permute),
     **dict.fromkeys(("transpose", "t"), Rule(_replay, samples.transpose)),
     **dict.fromkeys(("clone", "_to_copy", "lift_fresh", "neg"), Rule(_replay)),
     "copy": Rule(lambda at: at.t("src").to(at.node.result.dtype).expand(at.shape), linear_in=("src",)),
-    **dict.fromkeys(("slice", "index_select", "flip", "roll", "split", "split_with_sizes"), Rule(_replay, samples.along)),
+    **dict.fromkeys(
+        ("slice", "index_select", "flip", "roll", "split", "split_with_sizes"), Rule(_replay, samples.along)
+    ),
     **dict.fromkeys(("select", "unbind"), Rule(_replay, samples.drop)),
     "cat": Rule(_cat, samples.cat, weights=("tensors",)),
     "stack": Rule(_replay, samples.stack),

@@ -84,7 +84,9 @@ class Run:
             return "closed form"
         reason = "; ".join(dict.fromkeys(reasons))
         if method == "fused":
-            raise InputError(f"discriminator: got one outside the class of the closed form ({reason}), expected method='auto'")
+            raise InputError(
+                f"discriminator: got one outside the class of the closed form ({reason}), expected method='auto'"
+            )
         if reason not in _logged:
             _logged.add(reason)
             _log.info("gradient penalty by %s: %s", way, reason)
@@ -184,7 +186,9 @@ class Run:
             # What a scaler found room for, spread over the samples as a mean does. Without one, a power of two that
             # leaves room on both sides, and the next if that was too much.
             spread = 2.0 ** -math.ceil(math.log2(len(self.x)))
-            seeds = ((scale * spread).to(self.logits[0].dtype),) if isinstance(scale, Tensor) else (2.0**8, 1.0, 2.0**-8)
+            seeds = (
+                ((scale * spread).to(self.logits[0].dtype),) if isinstance(scale, Tensor) else (2.0**8, 1.0, 2.0**-8)
+            )
         for seed in seeds:
             g = passes.reverse(self._seeds(seed), retain_graph=retain_graph or seed != seeds[-1])
             if len(seeds) == 1 or g.isfinite().all():

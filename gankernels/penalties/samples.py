@@ -64,6 +64,12 @@ def reshape(node: Node) -> Samples | None:
     return reshaped(*_only(node), node.result.shape)
 
 
+def repeat(node: Node) -> Samples | None:
+    shape, (axis, each) = _only(node)
+    axis += len(node["repeats"]) - len(shape)
+    return Samples(axis, each) if node["repeats"][axis] == 1 else None
+
+
 def permute(node: Node) -> Samples | None:
     shape, samples = _only(node)
     dims = [dim % len(shape) for dim in node["dims"]]
@@ -72,7 +78,7 @@ def permute(node: Node) -> Samples | None:
 
 def transpose(node: Node) -> Samples | None:
     shape, (axis, repeat) = _only(node)
-    first, second = ((node["dim0"] % len(shape), node["dim1"] % len(shape)) if "dim0" in node.arguments else (0, 1))
+    first, second = (node["dim0"] % len(shape), node["dim1"] % len(shape)) if "dim0" in node.arguments else (0, 1)
     return Samples({first: second, second: first}.get(axis, axis), repeat)
 
 

@@ -56,7 +56,9 @@ class Tape:
             return "the discriminator"
         path = next((path for path, module in self.discriminator.named_modules() if module is node.module), "")
         kind = type(node.module).__name__
-        return f"{path.removeprefix('module.')} ({kind})" if path not in ("", "module") else f"the discriminator ({kind})"
+        return (
+            f"{path.removeprefix('module.')} ({kind})" if path not in ("", "module") else f"the discriminator ({kind})"
+        )
 
 
 @functools.cache

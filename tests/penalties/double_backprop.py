@@ -33,10 +33,12 @@ def penalty(
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "minimax": lambda r, f: -torch.log(torch.sigmoid(r)).mean() - torch.log(1 - torch.sigmoid(f)).mean(),
-    "non-saturating": lambda r, f: F.binary_cross_entropy_with_logits(
-        torch.cat([r, f]), torch.cat([torch.ones_like(r), torch.zeros_like(f)]), reduction="sum"
-    )
-    / r.numel(),
+    "non-saturating": lambda r, f: (
+        F.binary_cross_entropy_with_logits(
+            torch.cat([r, f]), torch.cat([torch.ones_like(r), torch.zeros_like(f)]), reduction="sum"
+        )
+        / r.numel()
+    ),
     "least-squares": lambda r, f: ((r - 1) ** 2).mean() / 2 + (f**2).mean() / 2,
     "hinge": lambda r, f: torch.clamp(1 - r, min=0).mean() + torch.clamp(1 + f, min=0).mean(),
     "wasserstein": lambda r, f: f.mean() - r.mean(),

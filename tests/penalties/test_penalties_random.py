@@ -14,7 +14,12 @@ import gankernels
 from gankernels.penalties import KINDS, d_step
 
 _SETTINGS = settings(
-    max_examples=100, deadline=None, derandomize=True, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
+    max_examples=100,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    phases=[Phase.generate],
+    suppress_health_check=list(HealthCheck),
 )
 _TOLERANCE = 1e-10
 
