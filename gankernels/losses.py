@@ -109,9 +109,7 @@ def _paired(real: Tensor, fake: Tensor) -> Tensor:
 
 def _given(real: Tensor | None) -> Tensor:
     if real is None:
-        raise InputError(
-            "real: got None, expected the logits of real pictures, which a relativistic loss compares with"
-        )
+        raise InputError("real: got None, expected the logits of real pictures")
     return real
 
 

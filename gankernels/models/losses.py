@@ -1,4 +1,4 @@
-"""The losses that the trainer offers: those of :mod:`gankernels.losses` whose sides do not look at each other's batch."""
+"""The losses that the trainer offers, of those in :mod:`gankernels.losses`."""
 
 from __future__ import annotations
 

@@ -6,8 +6,9 @@ penalty's gradient ``w dP/dW = wgrad(t, c)``; the loss's is ``wgrad(p, a_i c)``,
 
     dW = wgrad(a_i p + w t, c).
 
-Pearlmutter, "Fast exact multiplication by the Hessian", Neural Computation 6 (1994), for the tangents; Etmann, "A closer
-look at double backpropagation", arXiv 1906.06637, section 3, for what vanishes in piecewise-linear networks.
+Etmann, "A closer look at double backpropagation", arXiv 1906.06637, for double backprop as passes of its own and what
+vanishes in piecewise-linear networks; Pearlmutter, "Fast exact multiplication by the Hessian", Neural Computation 6
+(1994), for the tangents.
 
 Where some op is not piecewise linear, or mixes samples, the cotangent of the loss differs from a_i c, and each such op
 adds a *source* d<c, J t>/dz to it at its input z (:mod:`gankernels.penalties.local`). One more reverse pass, which is
@@ -104,11 +105,11 @@ class Passes:
             if variable.numbers is not None and variable.numbers._version != variable.numbers_version:
                 raise TapeError(f"{self.tape.where(node)}: an input of {node.name} was changed in place later")
         tangents = local.tangent(node, self) if node.rule is None else node.rule.tangent(At(node, self))
-        for variable, t in zip(node.outputs, [tangents] if isinstance(tangents, Tensor) else tangents, strict=False):
-            if variable is not None and variable.live:
-                self._tangents[variable] = t
-            if variable is not None:
-                self.cotangents.pop(variable, None)
+        for output, t in zip(node.outputs, [tangents] if isinstance(tangents, Tensor) else tangents, strict=False):
+            if output is not None:
+                self.cotangents.pop(output, None)
+                if output.live:
+                    self._tangents[output] = t
         for variable in node.variables:
             if variable.last_use is node:
                 for kept in (self._tangents, self._mixed):
@@ -145,7 +146,8 @@ class Passes:
 
     def along_samples(self, variable: Variable) -> Tensor:
         """a_i, shaped to be multiplied with a tensor of ``variable``'s shape."""
-        assert self.loss_scale is not None and variable.samples is not None
+        assert self.loss_scale is not None
+        assert variable.samples is not None
         a, (axis, repeat) = self.loss_scale, variable.samples
         if len(a) > 1:
             a = (a if repeat == 1 else a.repeat_interleave(repeat)).view(-1, *[1] * (len(variable.shape) - axis - 1))

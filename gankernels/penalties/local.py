@@ -48,7 +48,7 @@ def tangent(node: Node, passes: Passes) -> list[Tensor | None]:
             # an op that is constant between its jumps has a backward of zeros, without a graph
             used = [(vjp, t) for vjp, t in zip(v, map(passes.tangent_of, inputs), strict=True) if _has_graph(vjp)]
             wanted = [*cotangents, *inputs.values(), *weights.values()]
-            found = [None] * len(wanted)
+            found: tuple[Tensor | None, ...] = (None,) * len(wanted)
             if used:
                 vjps, directions = zip(*used, strict=True)
                 found = torch.autograd.grad(vjps, wanted, directions, allow_unused=True)

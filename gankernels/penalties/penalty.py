@@ -90,9 +90,7 @@ def check(discriminator: nn.Module, real: Tensor, fake: Tensor | None, kind: str
         if not pictures.is_floating_point():
             raise InputError(f"{name}: got dtype {pictures.dtype}, expected a floating one")
     if torch._C._functorch.peek_interpreter_stack() is not None:
-        raise RuntimeError(
-            "gradient_penalty: torch.func transforms are not supported; method='double_backward' is no help"
-        )
+        raise RuntimeError("gradient_penalty: torch.func transforms are not supported")
     if forward_ad._current_level >= 0:
         tensors = (real, *(() if fake is None else (fake,)), *discriminator.parameters())
         if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):

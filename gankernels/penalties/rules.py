@@ -2,8 +2,8 @@
 
 The class: per sample, the op is linear, or linear on each side of kinks, in what depends on the pictures. A rule maps
 the tangents of its inputs to those of its outputs, and adds the gradients of its effective weights, with the mixed
-input ``m = a_i p + w t`` and the cotangent c of the output (:mod:`gankernels.penalties.closed_form`). At kinks, tangents
-pass where autograd passes gradients.
+input ``m = a_i p + w t`` and the cotangent c of the output (:mod:`gankernels.penalties.closed_form`). At kinks,
+tangents pass where autograd passes gradients.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Rule:
     mixes: tuple[str, ...] = ()  # the arguments that the gradients of these need
     linear_in: tuple[str, ...] = ()  # if given, the only arguments that may depend on the pictures
     factors: tuple[str, ...] = ()  # of these arguments, only one may
-    condition: Callable[[Node], str | None] = lambda node: None  # why a node is outside the class
+    condition: Callable[[Node], str | None] | None = None  # why a node is outside the class
 
     def refuses(self, node: Node) -> str | None:
         """Why a node of this op is outside the class, if it is."""
@@ -49,7 +49,7 @@ class Rule:
             return f"{node.name} is not piecewise linear in its {', '.join(sorted(names - set(self.linear_in)))}"
         if sum(len(_weights(node[name])) for name in self.weights if name in node.arguments) < len(node.weights):
             return f"{node.name} has parameters that the closed form does not know"
-        return self.condition(node)
+        return self.condition(node) if self.condition is not None else None
 
 
 def _depends(value: Any) -> bool:
@@ -86,6 +86,10 @@ def _reshape(at: At) -> Tensor:
 
 def _expand(at: At) -> Tensor:
     return at.t("self").expand(at.shape)
+
+
+def _copy(at: At) -> Tensor:
+    return at.t("src").to(at.node.result.dtype).expand(at.shape)
 
 
 def _pad(at: At) -> Tensor:
@@ -137,8 +141,9 @@ def _div(at: At) -> Tensor:
 def _cat(at: At) -> Tensor:
     dim, start = at["dim"] % len(at.node.result.shape), 0
     for item in at["tensors"]:
-        if isinstance(item, Tensor) and item.requires_grad:
-            at.add_gradient(item, at.scaled_cotangent().narrow(dim, start, item.shape[dim]))
+        c = at.scaled_cotangent() if isinstance(item, Tensor) and item.requires_grad else None
+        if c is not None:
+            at.add_gradient(item, c.narrow(dim, start, item.shape[dim]))
         start += item.shape[dim]
     return torch.cat(at.t("tensors"), dim)
 
@@ -204,17 +209,19 @@ def _prelu(at: At) -> Tensor:
 
 def _where(at: At) -> Tensor:
     chosen = [at.t(name) if isinstance(at[name], Variable) else 0 for name in ("self", "other")]
-    return torch.where(at.constant(at["condition"]), *chosen).expand(at.shape)
+    return torch.where(at.constant(at["condition"]), chosen[0], chosen[1]).expand(at.shape)
 
 
 def _extremum(sign: int) -> Callable[[At], Tensor]:
     def tangent(at: At) -> Tensor:
-        pair = [at.value(n) if isinstance(at[n], Variable) else at.constant(at[n]) for n in ("self", "other")]
-        first, second = (
-            at.t(n) if isinstance(at[n], Variable) else torch.zeros_like(pair[0]) for n in ("self", "other")
-        )
-        share = (1 + sign * (pair[0] - pair[1]).sign()) / 2  # autograd halves the gradient of a tie
-        return first * share + second * (1 - share)
+        numbers: list[Any] = []
+        tangents: list[Any] = []
+        for name in ("self", "other"):
+            depends = isinstance(at[name], Variable)
+            numbers.append(at.value(name) if depends else at.constant(at[name]))
+            tangents.append(at.t(name) if depends else 0)
+        share = (1 + sign * (numbers[0] - numbers[1]).sign()) / 2  # autograd halves the gradient of a tie
+        return tangents[0] * share + tangents[1] * (1 - share)
 
     return tangent
 
@@ -319,10 +326,9 @@ RULES: dict[str, Rule] = {
     "permute": Rule(_replay, samples.permute),
     **dict.fromkeys(("transpose", "t"), Rule(_replay, samples.transpose)),
     **dict.fromkeys(("clone", "_to_copy", "lift_fresh", "neg"), Rule(_replay)),
-    "copy": Rule(lambda at: at.t("src").to(at.node.result.dtype).expand(at.shape), linear_in=("src",)),
-    **dict.fromkeys(
-        ("slice", "index_select", "flip", "roll", "split", "split_with_sizes"), Rule(_replay, samples.along)
-    ),
+    "copy": Rule(_copy, linear_in=("src",)),
+    **dict.fromkeys(("slice", "index_select", "flip", "roll"), Rule(_replay, samples.along)),
+    **dict.fromkeys(("split", "split_with_sizes"), Rule(_replay, samples.along)),
     **dict.fromkeys(("select", "unbind"), Rule(_replay, samples.drop)),
     "cat": Rule(_cat, samples.cat, weights=("tensors",)),
     "stack": Rule(_replay, samples.stack),

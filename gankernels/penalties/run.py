@@ -24,6 +24,9 @@ METHODS = ("auto", "fused", "double_backward")
 #: Gradients, and where they enter autograd's graph.
 Roots = list[tuple[GradientEdge, Tensor]]
 
+#: A factor; a tensor [] where it is known on the device alone.
+Scale = Tensor | float
+
 
 class Block(NamedTuple):
     """Pictures [N, ...] that go through the discriminator, and their penalty."""
@@ -56,8 +59,7 @@ class Run:
         discriminator = getattr(discriminator, "_orig_mod", discriminator)
         if penalised:
             self.x.requires_grad_()
-            start, last = sum(self.sizes[: penalised[0]]), sum(self.sizes[: penalised[-1] + 1])
-            self.rows = Rows(start, last - start, len(self.x))
+            self.penalised = sum(self.sizes[: penalised[0]]), sum(self.sizes[: penalised[-1] + 1])
             if method != "double_backward":
                 self.tape = record(discriminator, self.x, *arguments, keep_mixed=with_loss)
                 self.logits = self.tape.logits
@@ -84,9 +86,8 @@ class Run:
             return "closed form"
         reason = "; ".join(dict.fromkeys(reasons))
         if method == "fused":
-            raise InputError(
-                f"discriminator: got one outside the class of the closed form ({reason}), expected method='auto'"
-            )
+            got = f"got one outside the class of the closed form ({reason})"
+            raise InputError(f"discriminator: {got}, expected method='auto' for it")
         if reason not in _logged:
             _logged.add(reason)
             _log.info("gradient penalty by %s: %s", way, reason)
@@ -106,7 +107,7 @@ class Run:
         """The penalty of each penalised block, once :meth:`roots` has found them."""
         return [each.mean() for each in self.each]
 
-    def roots(self, loss_gradient: list[Tensor] | None, scale: Tensor | float = 1.0) -> tuple[Roots, Tensor | float]:
+    def roots(self, loss_gradient: list[Tensor] | None, scale: Scale = 1.0) -> tuple[Roots, Scale]:
         """The gradients of loss + weighted penalties, times ``scale``, at edges from which autograd takes them on.
 
         Args:
@@ -130,7 +131,7 @@ class Run:
             case _:
                 return self._closed_form(loss_gradient, scale)
 
-    def _double_backward(self, roots: Roots, scale: Tensor | float) -> Roots:
+    def _double_backward(self, roots: Roots, scale: Scale) -> Roots:
         total = self.penalty_with_graph()
         if total.requires_grad:
             roots.append((get_gradient_edge(total), torch.ones_like(total) * scale))
@@ -147,53 +148,50 @@ class Run:
                 self.each.append(each.detach())
         return total
 
-    def _closed_form(self, loss_gradient: list[Tensor] | None, scale: Tensor | float) -> tuple[Roots, Tensor | float]:
+    def _closed_form(self, loss_gradient: list[Tensor] | None, scale: Scale) -> tuple[Roots, Scale]:
         assert self.tape is not None
-        passes = Passes(self.tape, self.rows)
-        t, seed, size = self._direction(passes, self.rows, scale, retain_graph=False)
+        start, stop = self.penalised
+        passes = Passes(self.tape, Rows(start, stop - start, len(self.x)))
+        t, seed, size = self._direction(passes, scale, retain_graph=False)
         if loss_gradient is None:
             passes.tangents(t)
-            return _at_weights(passes), size / seed
+            return _at_weights(passes), (1.0 if size is None else size) / seed
         share = scale / seed
         # [1], not a scalar: a product with it is in fp32
-        mixing = (size * share).reshape(1) if isinstance(size, Tensor) else None
+        mixing = None if size is None else (size * share).reshape(1)
         passes.tangents(t if mixing is not None else t * share, loss_gradient[0].reshape(-1) * share, mixing)
         return _at_weights(passes), 1.0
 
-    def _hybrid(self, roots: Roots, scale: Tensor | float) -> tuple[Roots, Tensor | float]:
+    def _hybrid(self, roots: Roots, scale: Scale) -> tuple[Roots, Scale]:
         assert self.tape is not None
-        rows = Rows(0, len(self.x), len(self.x))
-        passes = Passes(self.tape, rows)
-        t, seed, size = self._direction(passes, rows, scale, retain_graph=True)
+        passes = Passes(self.tape, Rows(0, len(self.x), len(self.x)))
+        t, seed, size = self._direction(passes, scale, retain_graph=True)
         passes.tangents(t)
-        factor, second = size / seed, passes.sources + _at_weights(passes)
+        factor, second = (1.0 if size is None else size) / seed, passes.sources + _at_weights(passes)
         if not self.with_loss:
             return second, factor
         return roots + [(edge, gradient * (factor * scale)) for edge, gradient in second], 1.0
 
-    def _direction(
-        self, passes: Passes, rows: Rows, scale: Tensor | float, *, retain_graph: bool
-    ) -> tuple[Tensor, Tensor | float, Tensor | float]:
+    def _direction(self, passes: Passes, scale: Scale, *, retain_graph: bool) -> tuple[Tensor, Scale, Tensor | None]:
         """The reverse pass, the penalties, and the direction ``w dP/dg`` [rows, ...] of the tangent pass.
 
         Returns:
-            The direction divided by its largest magnitude, if the forward ran in 16 bits, and as it is otherwise; the
-            seed that the cotangents are multiplied by; and what the direction was divided by.
+            The direction; the seed that the cotangents are multiplied by; and what the direction was divided by: its
+            largest magnitude, if the forward ran in 16 bits, else None.
         """
-        tape = passes.tape
-        seeds: tuple[Tensor | float, ...] = (1.0,)
-        if torch.float16 in tape.dtypes:
+        seeds: list[Scale] = [1.0]
+        if torch.float16 in passes.tape.dtypes:
             # What a scaler found room for, spread over the samples as a mean does. Without one, a power of two that
             # leaves room on both sides, and the next if that was too much.
             spread = 2.0 ** -math.ceil(math.log2(len(self.x)))
-            seeds = (
-                ((scale * spread).to(self.logits[0].dtype),) if isinstance(scale, Tensor) else (2.0**8, 1.0, 2.0**-8)
-            )
-        for seed in seeds:
-            g = passes.reverse(self._seeds(seed), retain_graph=retain_graph or seed != seeds[-1])
-            if len(seeds) == 1 or g.isfinite().all():
+            seeds = [2.0**8, 1.0, 2.0**-8]
+            if isinstance(scale, Tensor):
+                seeds = [(scale * spread).to(self.logits[0].dtype).float()]
+        for index, seed in enumerate(seeds):
+            last = index == len(seeds) - 1
+            g = passes.reverse(self._seeds(seed), retain_graph=retain_graph or not last)
+            if last or g.isfinite().all():
                 break
-        seed = seed.float() if isinstance(seed, Tensor) else seed
         g = g.to(torch.promote_types(g.dtype, torch.float32)) / seed
         t = torch.zeros_like(g)
         for block, part, slopes in zip(self.blocks, g.split(self.sizes), t.split(self.sizes), strict=True):
@@ -201,21 +199,22 @@ class Run:
                 each, slope = kinds.values_and_slopes(block.kind, part, block.target)
                 self.each.append(each)
                 torch.mul(slope, block.weight / len(part), out=slopes)
-        t, size = rows.of(t, tape.pictures.samples), 1.0
-        if tape.dtypes & {torch.bfloat16, torch.float16}:
+        t, size = passes.rows.of(t, passes.tape.pictures.samples), None
+        if passes.tape.dtypes & {torch.bfloat16, torch.float16}:
             largest = t.abs().amax()
             size = torch.where(largest > 0, largest, 1.0)
             t = t / size
         return t.to(self.x.dtype), seed, size
 
-    def _seeds(self, seed: Tensor | float) -> list[Tensor]:
+    def _seeds(self, seed: Scale) -> list[Tensor]:
         """The cotangents of the logits: of sum_i D(x_i), over the penalised samples where samples may be mixed."""
         seeds = [torch.ones_like(logit) * seed for logit in self.logits]
-        if self.way != "closed form" and not self.rows.all:
+        start, stop = self.penalised
+        if self.way != "closed form":
             for tensor in seeds:
                 if tensor.dim() and len(tensor) == len(self.x):
-                    tensor[: self.rows.start] = 0
-                    tensor[self.rows.start + self.rows.count :] = 0
+                    tensor[:start] = 0
+                    tensor[stop:] = 0
         return seeds
 
     def leaves(self, roots: Roots) -> list[Tensor]:

@@ -56,9 +56,8 @@ class Tape:
             return "the discriminator"
         path = next((path for path, module in self.discriminator.named_modules() if module is node.module), "")
         kind = type(node.module).__name__
-        return (
-            f"{path.removeprefix('module.')} ({kind})" if path not in ("", "module") else f"the discriminator ({kind})"
-        )
+        path = path.removeprefix("module").removeprefix(".")  # of DDP
+        return f"{path or 'the discriminator'} ({kind})"
 
 
 @functools.cache
