@@ -105,15 +105,22 @@ class Passes:
             if variable.numbers is not None and variable.numbers._version != variable.numbers_version:
                 raise TapeError(f"{self.tape.where(node)}: an input of {node.name} was changed in place later")
         tangents = local.tangent(node, self) if node.rule is None else node.rule.tangent(At(node, self))
+        self.release(node)
         for output, t in zip(node.outputs, [tangents] if isinstance(tangents, Tensor) else tangents, strict=False):
+            if output is not None and output.live:
+                self._tangents[output] = t
+        for variable in node.variables:
+            if variable.last_use == node.index:
+                self._tangents.pop(variable, None)
+
+    def release(self, node: Node) -> None:
+        """Free what weight gradients have needed, but for the tangents, as far as no later node needs it."""
+        for output in node.outputs:
             if output is not None:
                 self.cotangents.pop(output, None)
-                if output.live:
-                    self._tangents[output] = t
         for variable in node.variables:
-            if variable.last_use is node:
-                for kept in (self._tangents, self._mixed):
-                    kept.pop(variable, None)
+            if variable.last_use == node.index:
+                self._mixed.pop(variable, None)
                 variable.numbers = None
 
     def tangent_of(self, variable: Variable) -> Tensor:
@@ -239,6 +246,10 @@ class At:
     def mixed(self, name: str) -> Tensor:
         """``a_i p + w t`` of an argument p, of all samples."""
         return self.passes.mixed(self[name])
+
+    def release(self) -> None:
+        """Nothing but tangents is needed from here on."""
+        self.passes.release(self.node)
 
     def give(self, name: str, gradient: Tensor | None, factor: float = 1) -> None:
         """Add ``factor * gradient`` to an effective weight's."""

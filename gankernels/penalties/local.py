@@ -24,18 +24,10 @@ def tangent(node: Node, passes: Passes) -> list[Tensor | None]:
     inputs = {v: passes.numbers_of(v, all_rows=True).detach().requires_grad_() for v in node.variables}
     weights = {id(w): w.detach().requires_grad_() for w in node.weights}
 
-    def operand(name: str, value: Any) -> Any:
-        if isinstance(value, list):
-            return [operand(name, item) for item in value]
-        if isinstance(value, Variable):
-            return inputs[value]
-        if isinstance(value, Tensor):
-            # once is enough for running statistics
-            return value.clone() if name.startswith("running") else weights.get(id(value), value)
-        return value
-
     with torch.enable_grad():
-        results = call(node.op, {name: operand(name, value) for name, value in node.arguments.items()})
+        results = call(
+            node.op, {name: _operand(name, value, inputs, weights) for name, value in node.arguments.items()}
+        )
         results = results if isinstance(results, (list, tuple)) else [results]
         pairs = [
             (index, result, passes.cotangents[variable].detach().requires_grad_())
@@ -64,6 +56,17 @@ def tangent(node: Node, passes: Passes) -> list[Tensor | None]:
         if gradient is not None:
             passes.add_gradient(weight, gradient.detach())
     return tangents
+
+
+def _operand(name: str, value: Any, inputs: dict[Variable, Tensor], weights: dict[int, Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_operand(name, item, inputs, weights) for item in value]
+    if isinstance(value, Variable):
+        return inputs[value]
+    if isinstance(value, Tensor):
+        # once is enough for running statistics
+        return value.clone() if name.startswith("running") else weights.get(id(value), value)
+    return value
 
 
 def _has_graph(tensor: Tensor | None) -> bool:

@@ -28,7 +28,7 @@ class Variable:
     numbers_version: int = 0
     wants_cotangent: bool = False
     live: bool = False  # reaches the logits
-    last_use: Node | None = None
+    last_use: int = -1  # the index of the last node that takes it
 
 
 @dataclass(eq=False, slots=True)
@@ -43,6 +43,7 @@ class Node:
     weights: list[Tensor] = field(default_factory=list)
     constants: list[tuple[Tensor, int]] = field(default_factory=list)  # with their versions
     indices: Tensor | None = None  # a second output of integers, if the rule asks for it
+    index: int = 0  # on the tape
     rule: Rule | None = None
     outside: str | None = None  # why it is outside the class of the closed form
 

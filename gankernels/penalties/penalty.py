@@ -12,9 +12,11 @@ from torch.autograd import forward_ad
 from gankernels.errors import InputError
 from gankernels.ops._registration import Formulas, define, register_formulas
 from gankernels.penalties import kinds
+from gankernels.penalties._eager import eager
 from gankernels.penalties.run import METHODS, Block, Run
 
 
+@eager
 def gradient_penalty(
     discriminator: nn.Module,
     real: Tensor,  # [N, ...]

@@ -156,8 +156,10 @@ def _convolution(at: At) -> Tensor:
     if at.wants("weight"):
         arguments = at.cotangent(), at.mixed("input"), at["weight"], None, *geometry, [False, True, False]
         at.give("weight", aten.convolution_backward(*arguments)[1])
+        del arguments
     if at.wants("bias"):
         at.give("bias", at.channel_sums())
+    at.release()
     return aten.convolution(at.t("input"), at["weight"], None, *geometry)
 
 

@@ -223,4 +223,7 @@ class Run:
 
 
 def _at_weights(passes: Passes) -> Roots:
-    return [(get_gradient_edge(weight), gradient) for weight, gradient in passes.gradients.values()]
+    with torch.enable_grad():
+        # behind a view of it, so that a parameter takes the gradient as its own instead of a copy
+        weights = [(w.view_as(w) if w.is_leaf else w, gradient) for w, gradient in passes.gradients.values()]
+    return [(get_gradient_edge(weight), gradient) for weight, gradient in weights]

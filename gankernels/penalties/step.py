@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from gankernels.errors import InputError
 from gankernels.losses import LOSSES
 from gankernels.penalties import kinds
+from gankernels.penalties._eager import eager
 from gankernels.penalties.penalty import check
 from gankernels.penalties.run import Block, Roots, Run
 
@@ -27,6 +28,7 @@ class DStep(NamedTuple):
     fake: Tensor  # and of generated ones
 
 
+@eager
 def d_step(
     discriminator: nn.Module,
     real: Tensor,  # [N, ...]

@@ -117,21 +117,11 @@ class _Recorder(TorchDispatchMode):
         tensors: list[tuple[Variable, Tensor]] = []
         constants: list[tuple[str, Tensor]] = []
 
-        def operand(name: str, value: Any) -> Any:
-            if isinstance(value, (list, tuple)):
-                return [operand(name, item) for item in value]
-            if not isinstance(value, Tensor):
-                return value
-            variable = self.known.get(value) if value.requires_grad else None
-            if variable is None:
-                constants.append((name, value))
-                return value
-            tensors.append((variable, value))
-            return variable
-
         names = signature(op)
         given = dict(zip(names.positional, args, strict=False)) | kwargs
-        arguments = names.defaults | {name: operand(name, value) for name, value in given.items()}
+        arguments = names.defaults | {
+            name: self.operand(name, value, tensors, constants) for name, value in given.items()
+        }
         if not tensors:
             return None, []
         for variable, tensor in tensors:
@@ -152,6 +142,22 @@ class _Recorder(TorchDispatchMode):
         # an op may move its running statistics
         node.constants = [(t, t._version) for name, t in constants if not name.startswith("running")]
         return node, tensors
+
+    # A method, and no function inside bind: one that calls itself is a cycle, which keeps its tensors alive.
+    def operand(
+        self, name: str, value: Any, tensors: list[tuple[Variable, Tensor]], constants: list[tuple[str, Tensor]]
+    ) -> Any:
+        """An argument with variables for tensors; both lists are extended by what is in it."""
+        if isinstance(value, (list, tuple)):
+            return [self.operand(name, item, tensors, constants) for item in value]
+        if not isinstance(value, Tensor):
+            return value
+        variable = self.known.get(value) if value.requires_grad else None
+        if variable is None:
+            constants.append((name, value))
+            return value
+        tensors.append((variable, value))
+        return variable
 
     def keep_inputs_of(self, node: Node, tensors: list[tuple[Variable, Tensor]]) -> list[Variable]:
         """Choose the node's rule, and keep the numbers of those inputs that it needs."""
@@ -301,13 +307,16 @@ def _finish(tape: Tape, known: WeakTensorKeyDictionary) -> None:
             raise TapeError(f"{tape.where(node)}: {node.name} is random")
         for variable in node.variables:
             variable.live = True
-            variable.last_use = variable.last_use or node
         for output in live:
             output.wants_cotangent |= node.rule is None or bool(node.weights)
         for weight in node.weights:
             if any(leaf is tape.x for leaf in leaves_of([get_gradient_edge(weight)])):
                 raise TapeError(f"{tape.where(node)}: an operand of {node.name} comes from a custom autograd.Function")
     tape.nodes = nodes[::-1]
+    for index, node in enumerate(tape.nodes):
+        node.index = index
+        for variable in node.variables:
+            variable.last_use = index
     tape.dtypes = frozenset(output.dtype for node in nodes for output in node.outputs if output is not None)
 
 
