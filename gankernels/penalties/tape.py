@@ -83,6 +83,11 @@ class _Recorder(TorchDispatchMode):
         self.known = WeakTensorKeyDictionary()
         self.known[x] = self.pictures
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # torch would import the compiler for it, in seconds; the public functions keep it out already
+        return False
+
     def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         # autograd is off below a custom Function and in what the user detaches, and below every op that is registered
