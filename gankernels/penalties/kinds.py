@@ -1,0 +1,80 @@
+"""The penalties as functions of the input gradient, and where each of them takes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from gankernels.errors import InputError
+
+
+def _square(g: Tensor, target: float) -> Tensor:
+    """``|g|^2 / 2``. Mescheder et al., arXiv 1801.04406, equations 9 (R1) and 10 (R2), without their gamma."""
+    return g.square().sum(1) / 2
+
+
+def _two_sided(g: Tensor, target: float) -> Tensor:
+    """``(|g| - target)^2``. Gulrajani et al., arXiv 1704.00028, equation 3; Kodali et al., 1705.07215, for DRAGAN."""
+    return (_norm(g) - target).square()
+
+
+def _one_sided(g: Tensor, target: float) -> Tensor:
+    """``max(0, |g| - target)^2``. Petzka et al., arXiv 1709.08894, equation 8."""
+    return (_norm(g) - target).relu().square()
+
+
+def _norm(g: Tensor) -> Tensor:
+    # torch's subgradient of the norm at g = 0 is 0: no epsilon, and no NaN
+    return torch.linalg.vector_norm(g, dim=1)
+
+
+_FORMULAS: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "r1": _square,
+    "r2": _square,
+    "wgan-gp": _two_sided,
+    "wgan-lp": _one_sided,
+    "dragan": _two_sided,
+}
+
+#: The names of the penalties.
+KINDS = tuple(_FORMULAS)
+
+
+def values(kind: str, g: Tensor, target: float) -> Tensor:
+    """P(g_i) [N] of input gradients g [N, ...], in fp32 (fp64 for fp64); differentiable in g."""
+    g = g.flatten(1) if g.dim() > 1 else g.unsqueeze(1)
+    return _FORMULAS[kind](g.to(torch.promote_types(g.dtype, torch.float32)), target)
+
+
+def values_and_slopes(kind: str, g: Tensor, target: float) -> tuple[Tensor, Tensor]:
+    """P(g_i) [N] and dP/dg [N, ...], both in fp32 (fp64 for fp64)."""
+    with torch.enable_grad():
+        leaf = g.detach().to(torch.promote_types(g.dtype, torch.float32)).requires_grad_()
+        each = values(kind, leaf, target)
+        (slope,) = torch.autograd.grad(each.sum(), leaf)
+    return each.detach(), slope
+
+
+def points(kind: str, real: Tensor, fake: Tensor | None, generator: torch.Generator | None) -> Tensor:
+    """Where a penalty takes the gradient: pictures [N, ...], detached.
+
+    ``r1`` at the real pictures and ``r2`` at the generated ones; ``wgan-gp`` and ``wgan-lp`` at
+    ``alpha x + (1 - alpha) G(z)`` with alpha uniform in [0, 1) for each pair (1704.00028, algorithm 1); ``dragan`` at
+    ``x + noise``, normal (1705.07215, section 2.3) with half the standard deviation of all of ``real``.
+    """
+    if kind == "r1":
+        return real.detach()
+    if kind == "dragan":
+        noise = torch.randn(real.shape, generator=generator, device=real.device, dtype=real.dtype)
+        return real.detach() + 0.5 * real.detach().std() * noise
+    if fake is None:
+        raise InputError(f"fake: got None, expected generated pictures for {kind}")
+    if kind == "r2":
+        return fake.detach()
+    if fake.shape != real.shape:
+        raise InputError(f"fake: got shape {tuple(fake.shape)}, expected {tuple(real.shape)}, that of real")
+    shape = (real.shape[0], *[1] * (real.dim() - 1))
+    alpha = torch.rand(shape, generator=generator, device=real.device, dtype=real.dtype)
+    return torch.lerp(fake.detach(), real.detach(), alpha)

@@ -1,0 +1,88 @@
+"""The parts of a tape: tensors that depend on the pictures, and the ops between them."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge
+
+if TYPE_CHECKING:
+    from gankernels.penalties.rules import Rule
+    from gankernels.penalties.samples import Samples
+
+
+@dataclass(eq=False, slots=True)
+class Variable:
+    """A tensor of the forward that depends on the pictures."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    version: int  # the tensor's, as long as nobody else writes to it
+    samples: Samples | None = None  # None: they are mixed
+    edge: GradientEdge | None = None  # where its cotangent passes by
+    numbers: Tensor | None = None  # if a rule asks for them
+    numbers_version: int = 0
+    wants_cotangent: bool = False
+    live: bool = False  # reaches the logits
+    last_use: int = -1  # the index of the last node that takes it
+
+
+@dataclass(eq=False, slots=True)
+class Node:
+    """One op of the forward. In its arguments, tensors that depend on the pictures are :class:`Variable`."""
+
+    op: torch._ops.OpOverload
+    arguments: dict[str, Any]
+    module: nn.Module | None
+    variables: list[Variable] = field(default_factory=list)
+    outputs: list[Variable | None] = field(default_factory=list)
+    weights: list[Tensor] = field(default_factory=list)
+    constants: list[tuple[Tensor, int]] = field(default_factory=list)  # with their versions
+    indices: Tensor | None = None  # a second output of integers, if the rule asks for it
+    index: int = 0  # on the tape
+    rule: Rule | None = None
+    outside: str | None = None  # why it is outside the class of the closed form
+
+    def __getitem__(self, name: str) -> Any:
+        return self.arguments[name]
+
+    @property
+    def name(self) -> str:
+        return self.op._schema.name
+
+    @property
+    def result(self) -> Variable:
+        first = self.outputs[0]
+        assert first is not None
+        return first
+
+
+class Signature(NamedTuple):
+    positional: tuple[str, ...]
+    keyword_only: tuple[str, ...]
+    defaults: dict[str, Any]
+    written: frozenset[str]
+    aten: bool
+
+
+@functools.cache
+def signature(op: torch._ops.OpOverload) -> Signature:
+    arguments = op._schema.arguments
+    return Signature(
+        tuple(a.name for a in arguments if not a.kwarg_only),
+        tuple(a.name for a in arguments if a.kwarg_only),
+        {a.name: a.default_value for a in arguments},
+        frozenset(a.name for a in arguments if a.alias_info is not None and a.alias_info.is_write),
+        op.namespace == "aten",
+    )
+
+
+def call(op: torch._ops.OpOverload, arguments: dict[str, Any]) -> Any:
+    """Run ``op`` on arguments given by their names in its schema."""
+    names = signature(op)
+    named = {name: arguments[name] for name in names.keyword_only}
+    return op(*(arguments[name] for name in names.positional), **named)

@@ -1,0 +1,229 @@
+"""One forward of a discriminator over some blocks of pictures, and what to send into autograd's graph after it."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from gankernels.errors import InputError
+from gankernels.penalties import kinds
+from gankernels.penalties.closed_form import Passes, Rows
+from gankernels.penalties.tape import Tape, leaves_of, logits_of, ordinary_forward, record
+
+_log = logging.getLogger("gankernels")
+_logged: set[str] = set()
+
+METHODS = ("auto", "fused", "double_backward")
+
+#: Gradients, and where they enter autograd's graph.
+Roots = list[tuple[GradientEdge, Tensor]]
+
+#: A factor; a tensor [] where it is known on the device alone.
+Scale = Tensor | float
+
+
+class Block(NamedTuple):
+    """Pictures [N, ...] that go through the discriminator, and their penalty."""
+
+    pictures: Tensor
+    y: Any = None
+    kind: str | None = None  # None: not penalised
+    weight: float = 1.0
+    target: float = 1.0
+
+
+class Run:
+    """The forward of a discriminator over ``blocks``, in one batch.
+
+    Args:
+        discriminator: any module; called once, with the pictures and, if it is not None, y.
+        blocks: with the same shape of pictures; those that are penalised stand beside each other.
+        method: as of :func:`gankernels.gradient_penalty`.
+        with_loss: whether :meth:`roots` will be given the gradient of a loss.
+    """
+
+    def __init__(self, discriminator: nn.Module, blocks: Sequence[Block], method: str, *, with_loss: bool) -> None:
+        self.blocks, self.with_loss = list(blocks), with_loss
+        self.sizes = [block.pictures.shape[0] for block in blocks]
+        self.x = torch.cat([block.pictures.detach() for block in blocks])
+        penalised = [index for index, block in enumerate(blocks) if block.kind is not None]
+        arguments = () if blocks[0].y is None else (torch.cat([block.y for block in blocks]),)
+        self.tape: Tape | None = None
+        self.each: list[Tensor] = []  # P [n] of each penalised block
+        discriminator = getattr(discriminator, "_orig_mod", discriminator)
+        if penalised:
+            self.x.requires_grad_()
+            self.penalised = sum(self.sizes[: penalised[0]]), sum(self.sizes[: penalised[-1] + 1])
+            if method != "double_backward":
+                self.tape = record(discriminator, self.x, *arguments, keep_mixed=with_loss)
+                self.logits = self.tape.logits
+            else:
+                with ordinary_forward():
+                    self.logits = logits_of(discriminator(self.x, *arguments))
+        else:
+            with torch.enable_grad():
+                self.logits = logits_of(discriminator(self.x, *arguments))
+        self.way = self._choose(method) if penalised else "plain"
+
+    def _choose(self, method: str) -> str:
+        """The way to the gradients: ``"closed form"``, ``"hybrid"`` or ``"double backward"``."""
+        if self.tape is None:
+            return "double backward"
+        if self.tape.failure is not None:
+            reasons, way = [self.tape.failure], "double backward"
+        else:
+            reasons, way = self.tape.outside(), "hybrid"
+            if self.with_loss and [logit.numel() for logit in self.logits] != [len(self.x)]:
+                shapes = ", ".join(str(list(logit.shape)) for logit in self.logits)
+                reasons.append(f"the loss of logits {shapes} is not a function of one number for each sample")
+        if not reasons:
+            return "closed form"
+        reason = "; ".join(dict.fromkeys(reasons))
+        if method == "fused":
+            got = f"got one outside the class of the closed form ({reason})"
+            raise InputError(f"discriminator: {got}, expected method='auto' for it")
+        if reason not in _logged:
+            _logged.add(reason)
+            _log.info("gradient penalty by %s: %s", way, reason)
+        return way
+
+    def parts(self) -> list[list[Tensor]]:
+        """The logits of each block and head, detached, in fp32 (fp64 for fp64)."""
+        logits = [logit.detach().to(torch.promote_types(logit.dtype, torch.float32)) for logit in self.logits]
+        for logit in logits:
+            if logit.dim() == 0 or len(logit) != len(self.x):
+                raise InputError(
+                    f"discriminator: got logits {list(logit.shape)} for {len(self.x)} pictures, expected [N, ...]"
+                )
+        return [list(heads) for heads in zip(*(logit.split(self.sizes) for logit in logits), strict=True)]
+
+    def means(self) -> list[Tensor]:
+        """The penalty of each penalised block, once :meth:`roots` has found them."""
+        return [each.mean() for each in self.each]
+
+    def roots(self, loss_gradient: list[Tensor] | None, scale: Scale = 1.0) -> tuple[Roots, Scale]:
+        """The gradients of loss + weighted penalties, times ``scale``, at edges from which autograd takes them on.
+
+        Args:
+            loss_gradient: dloss/dlogits for each head, in fp32; None without a loss.
+            scale: of the gradient scaler.
+
+        Returns:
+            The roots, and a factor which their gradients have still to be multiplied by; 1 if there is a loss.
+        """
+        roots = [
+            (get_gradient_edge(logit), (a * scale).to(logit.dtype))
+            for logit, a in zip(self.logits, loss_gradient or [], strict=False)
+        ]
+        match self.way:
+            case "plain":
+                return roots, 1.0
+            case "double backward":
+                return self._double_backward(roots, scale), 1.0
+            case "hybrid":
+                return self._hybrid(roots, scale)
+            case _:
+                return self._closed_form(loss_gradient, scale)
+
+    def _double_backward(self, roots: Roots, scale: Scale) -> Roots:
+        total = self.penalty_with_graph()
+        if total.requires_grad:
+            roots.append((get_gradient_edge(total), torch.ones_like(total) * scale))
+        return roots
+
+    def penalty_with_graph(self) -> Tensor:
+        """The sum of the weighted penalties, by plain double backprop."""
+        (g,) = torch.autograd.grad(self.logits, self.x, self._seeds(1.0), create_graph=True)
+        self.each, total = [], torch.zeros((), device=g.device)
+        for block, part in zip(self.blocks, g.split(self.sizes), strict=True):
+            if block.kind is not None:
+                each = kinds.values(block.kind, part, block.target)
+                total = total + block.weight * each.mean()
+                self.each.append(each.detach())
+        return total
+
+    def _closed_form(self, loss_gradient: list[Tensor] | None, scale: Scale) -> tuple[Roots, Scale]:
+        assert self.tape is not None
+        start, stop = self.penalised
+        passes = Passes(self.tape, Rows(start, stop - start, len(self.x)))
+        t, seed, size = self._direction(passes, scale, retain_graph=False)
+        if loss_gradient is None:
+            passes.tangents(t)
+            return _at_weights(passes), (1.0 if size is None else size) / seed
+        share = scale / seed
+        # [1], not a scalar: a product with it is in fp32
+        mixing = None if size is None else (size * share).reshape(1)
+        passes.tangents(t if mixing is not None else t * share, loss_gradient[0].reshape(-1) * share, mixing)
+        return _at_weights(passes), 1.0
+
+    def _hybrid(self, roots: Roots, scale: Scale) -> tuple[Roots, Scale]:
+        assert self.tape is not None
+        passes = Passes(self.tape, Rows(0, len(self.x), len(self.x)))
+        t, seed, size = self._direction(passes, scale, retain_graph=True)
+        passes.tangents(t)
+        factor, second = (1.0 if size is None else size) / seed, passes.sources + _at_weights(passes)
+        if not self.with_loss:
+            return second, factor
+        return roots + [(edge, gradient * (factor * scale)) for edge, gradient in second], 1.0
+
+    def _direction(self, passes: Passes, scale: Scale, *, retain_graph: bool) -> tuple[Tensor, Scale, Tensor | None]:
+        """The reverse pass, the penalties, and the direction ``w dP/dg`` [rows, ...] of the tangent pass.
+
+        Returns:
+            The direction; the seed that the cotangents are multiplied by; and what the direction was divided by: its
+            largest magnitude, if the forward ran in 16 bits, else None.
+        """
+        seeds: list[Scale] = [1.0]
+        if torch.float16 in passes.tape.dtypes:
+            # What a scaler found room for, spread over the samples as a mean does. Without one, a power of two that
+            # leaves room on both sides, and the next if that was too much.
+            spread = 2.0 ** -math.ceil(math.log2(len(self.x)))
+            seeds = [2.0**8, 1.0, 2.0**-8]
+            if isinstance(scale, Tensor):
+                seeds = [(scale * spread).to(self.logits[0].dtype).float()]
+        for index, seed in enumerate(seeds):
+            last = index == len(seeds) - 1
+            g = passes.reverse(self._seeds(seed), retain_graph=retain_graph or not last)
+            if last or g.isfinite().all():
+                break
+        g = g.to(torch.promote_types(g.dtype, torch.float32)) / seed
+        t = torch.zeros_like(g)
+        for block, part, slopes in zip(self.blocks, g.split(self.sizes), t.split(self.sizes), strict=True):
+            if block.kind is not None:
+                each, slope = kinds.values_and_slopes(block.kind, part, block.target)
+                self.each.append(each)
+                torch.mul(slope, block.weight / len(part), out=slopes)
+        t, size = passes.rows.of(t, passes.tape.pictures.samples), None
+        if passes.tape.dtypes & {torch.bfloat16, torch.float16}:
+            largest = t.abs().amax()
+            size = torch.where(largest > 0, largest, 1.0)
+            t = t / size
+        return t.to(self.x.dtype), seed, size
+
+    def _seeds(self, seed: Scale) -> list[Tensor]:
+        """The cotangents of the logits: of sum_i D(x_i), over the penalised samples where samples may be mixed."""
+        seeds = [torch.ones_like(logit) * seed for logit in self.logits]
+        start, stop = self.penalised
+        if self.way != "closed form":
+            for tensor in seeds:
+                if tensor.dim() and len(tensor) == len(self.x):
+                    tensor[:start] = 0
+                    tensor[stop:] = 0
+        return seeds
+
+    def leaves(self, roots: Roots) -> list[Tensor]:
+        """The parameters that the roots reach."""
+        return [leaf for leaf in leaves_of(edge for edge, _ in roots) if leaf is not self.x]
+
+
+def _at_weights(passes: Passes) -> Roots:
+    with torch.enable_grad():
+        # behind a view of it, so that a parameter takes the gradient as its own instead of a copy
+        weights = [(w.view_as(w) if w.is_leaf else w, gradient) for w, gradient in passes.gradients.values()]
+    return [(get_gradient_edge(weight), gradient) for weight, gradient in weights]
