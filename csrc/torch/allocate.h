@@ -3,6 +3,7 @@
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/empty_strided.h>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -14,7 +15,9 @@ namespace gankernels {
 // one page fault for every 4 KiB: more time than a fused kernel takes for its arithmetic. Asking for huge pages makes
 // that one fault for every 2 MiB. Where the system has no huge pages to give, nothing changes.
 inline at::Tensor empty_like_pixels(const at::Tensor& x, at::ScalarType dtype) {
-  at::Tensor y = at::empty_like(x, x.options().dtype(dtype));
+  // What empty_like comes to, without its way through the dispatcher.
+  at::Tensor y = x.is_non_overlapping_and_dense() ? at::empty_strided(x.sizes(), x.strides(), x.options().dtype(dtype))
+                                                  : at::empty_like(x, x.options().dtype(dtype));
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uintptr_t kHugePage = 2 << 20, kWorthwhile = 2 * kHugePage;
   if (y.is_cpu() && y.nbytes() >= kWorthwhile) {
