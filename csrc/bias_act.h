@@ -53,33 +53,54 @@ struct Constants {
       : slope(A(p.slope)), gain(A(p.gain)), clamp(A(p.clamp)), clamped(p.clamped) {}
 };
 
+// What lrelu multiplies by, the gain with it.
+template <class V, class A>
+GK_HOST_DEVICE V scale_of(V z, const Constants<A>& k) {
+  const V positive = V{} + k.gain, negative = V{} + k.gain * k.slope;
+  return z > V{} ? positive : negative;
+}
+
+// gain act(z).
+template <Activation kAct, class Math, class V, class A>
+GK_HOST_DEVICE V scaled(V z, const Constants<A>& k) {
+  if constexpr (kAct == Activation::kLeakyRelu) return z * scale_of(z, k);
+  return activate<kAct, Math>(z, V{} + k.slope) * k.gain;
+}
+
+// gain act'(z) g.
+template <Activation kAct, class Math, class V, class A>
+GK_HOST_DEVICE V scaled_backward(V z, V g, const Constants<A>& k) {
+  if constexpr (kAct == Activation::kLeakyRelu) return g * scale_of(z, k);
+  return activate_backward<kAct, Math>(z, g * k.gain, V{} + k.slope);
+}
+
 // y(z).
 template <Activation kAct, class Math, class V, class A>
 GK_HOST_DEVICE V forward(V z, const Constants<A>& k) {
-  const V v = activate<kAct, Math>(z, V{} + k.slope) * k.gain;
+  const V v = scaled<kAct, Math>(z, k);
   if (!k.clamped) return v;
-  const V most = V{} + k.clamp;
-  return v > most ? most : (v < -most ? -most : v);  // NaN goes through
+  const V most = V{} + k.clamp, bounded = v > most ? most : v;  // NaN goes through
+  return bounded < -most ? -most : bounded;
 }
 
 // g where |gain act(z)| <= clamp, else 0.
 template <Activation kAct, class Math, class V, class A>
 GK_HOST_DEVICE V within(V z, V g, const Constants<A>& k) {
   if (!k.clamped) return g;
-  const V v = activate<kAct, Math>(z, V{} + k.slope) * k.gain, most = V{} + k.clamp;
-  return v >= -most ? (v <= most ? g : V{}) : V{};
+  const V v = scaled<kAct, Math>(z, k), most = V{} + k.clamp;
+  return (v >= -most) & (v <= most) ? g : V{};
 }
 
 // dz = gain act'(z) dy.
 template <Activation kAct, class Math, class V, class A>
 GK_HOST_DEVICE V backward(V z, V dy, const Constants<A>& k) {
-  return activate_backward<kAct, Math>(z, within<kAct, Math>(z, dy, k) * k.gain, V{} + k.slope);
+  return scaled_backward<kAct, Math>(z, within<kAct, Math>(z, dy, k), k);
 }
 
 // With a = ddx + ddbias[c]:   ddy = gain act'(z) a.
 template <Activation kAct, class Math, class V, class A>
 GK_HOST_DEVICE V second_ddy(V z, V a, const Constants<A>& k) {
-  return within<kAct, Math>(z, activate_backward<kAct, Math>(z, a, V{} + k.slope) * k.gain, k);
+  return within<kAct, Math>(z, scaled_backward<kAct, Math>(z, a, k), k);
 }
 
 // And dz = gain act''(z) dy a.

@@ -1,5 +1,5 @@
 // The schema of every native op: the table of contents of the native side. What each computes stands in csrc/<op>.h;
-// fakes and autograd formulas are registered in gankernels/ops/<op>/op.py.
+// fakes are registered in gankernels/ops/<op>/op.py, autograd formulas there or in csrc/torch/<op>_autograd.cpp.
 #include <torch/library.h>
 
 TORCH_LIBRARY(gankernels, m) {

@@ -5,8 +5,9 @@
 
 namespace gankernels::bias_act::cpu {
 
-// Long planes [inner] are walked one by one, each with its channel's bias, in pieces of `span` numbers. Short ones are
-// put side by side: rows of `width` columns [channels * inner], of which a tile has `rows`, and `block` columns.
+// Long planes [inner] each have their channel's bias: a tile is `rows` of them, or a piece of one, of `span` numbers.
+// Short ones are put side by side: rows of `width` columns [channels * inner], of which a tile has `rows`, and `block`
+// columns.
 struct Tiling {
   bool planes;
   int64_t tiles;

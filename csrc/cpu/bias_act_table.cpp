@@ -38,7 +38,9 @@ Tiling tiling(const Problem& p) {
     t.span = ceil_div(ceil_div(p.inner, pieces), kAlign) * kAlign;
     t.pieces = ceil_div(p.inner, t.span);
     t.slots = p.outer * t.pieces;
-    t.tiles = t.slots * p.channels;
+    const int64_t planes = p.outer * p.channels;
+    t.rows = t.pieces > 1 ? 1 : kTile / p.inner < planes ? kTile / p.inner : planes;
+    t.tiles = ceil_div(planes, t.rows) * t.pieces;
     return t;
   }
   t.width = p.channels * p.inner;

@@ -43,9 +43,6 @@ void backward_backward(const BackwardBackward& args, const void* terms, int64_t 
 // Channels that a middle step takes together, so that its loops over samples vectorise.
 inline constexpr int64_t kBlock = 64;
 
-// Bytes of one tensor that fill a last-level cache, as its cores share it.
-inline constexpr int64_t kLargeBytes = 16 << 20;
-
 // Rows that the sums of the backwards take in one strip (sweep_sums).
 template <class T>
 inline constexpr int64_t kStrip = sizeof(T) == 2 ? 4 : 1;
@@ -106,7 +103,7 @@ class Rstds {
 // Fills dst with value(channel) for every column.
 template <class T, class A, class Value>
 GK_INLINE void expand(const Tile& tile, const Columns& columns, A* dst, Value&& value) {
-  for (int64_t k = 0; k < tile.channels; ++k) dst[k] = value(tile.first_channel + k);
+  for (int64_t k = 0; k < tile.channels; ++k) dst[k] = plain(value(tile.first_channel + k));
   for (int64_t j = tile.channels; j < columns.width; ++j) dst[j] = dst[j - tile.channels];
   columns.arrange<T>(dst);
 }

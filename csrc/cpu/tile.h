@@ -18,6 +18,9 @@ struct Tile {
   int64_t slot;  // where its partial results go, of slots() for each channel
 };
 
+// Bytes of one tensor that fill a last-level cache, as its cores share it.
+inline constexpr int64_t kLargeBytes = 16 << 20;
+
 // Numbers that one step takes.
 template <class T>
 inline constexpr int64_t kStep = kRegisters<T> * kLanes<AccumulatorT<T>>;

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <type_traits>
 
 #if defined(__F16C__)
@@ -203,17 +204,41 @@ GK_INLINE void load_step(const T* p, V (&v)[kRegisters<T>]) {
   }
 }
 
-// The two registers of a bf16 step as they lie in memory.
+typedef uint16_t Halves __attribute__((vector_size(GK_VECTOR_BYTES)));
+
+// Every second 16 bits from the one, the others from the other.
+GK_INLINE Halves blend(Bits even, Bits odd) {
+#if defined(__AVX512BW__) && GK_VECTOR_BYTES == 64
+  return Halves(_mm512_mask_blend_epi16(0xaaaaaaaau, __m512i(even), __m512i(odd)));
+#elif defined(__AVX2__) && GK_VECTOR_BYTES == 32
+  return Halves(_mm256_blend_epi16(__m256i(even), __m256i(odd), 0xaa));
+#else
+  return Halves((even & 0xffffu) | (odd & 0xffff0000u));
+#endif
+}
+
+// The two registers of a bf16 step as they lie in memory. Upper halves are rounded to nearest even for both at a time,
+// by what the lower halves say: up where they are more than half of a last place, or half and the upper one is odd. A
+// NaN must not have 16 ones at its end, which would carry into its sign: see plain().
 template <class V>
 GK_INLINE Bits pack(const V (&v)[2]) {
-  const Bits even = round_to_upper_half<Bits>(v[0]) >> 16, odd = round_to_upper_half<Bits>(v[1]);
+  const Bits even = bit_cast<Bits>(v[0]), odd = bit_cast<Bits>(v[1]);
+  const Halves upper = blend(even >> 16, odd), lower = blend(even, odd << 16), is_even = ~upper & 1;
 #if defined(__AVX512BW__) && GK_VECTOR_BYTES == 64
-  return Bits(_mm512_mask_blend_epi16(0xaaaaaaaau, __m512i(even), __m512i(odd)));
+  const Halves over = Halves(_mm512_subs_epu16(__m512i(lower), __m512i(is_even)));
 #elif defined(__AVX2__) && GK_VECTOR_BYTES == 32
-  return Bits(_mm256_blend_epi16(__m256i(even), __m256i(odd), 0xaa));
+  const Halves over = Halves(_mm256_subs_epu16(__m256i(lower), __m256i(is_even)));
 #else
-  return even | (odd & 0xffff0000u);
+  const Halves over = lower - (lower > 0 ? is_even : Halves{});
 #endif
+  return Bits(upper + (over >> 15));
+}
+
+// The number itself; the standard NaN for a NaN. For fp32 operands of what is rounded to bf16: NaN that comes from bf16
+// or from arithmetic has zeros at its end.
+template <class A>
+GK_INLINE A plain(A a) {
+  return a == a ? a : std::numeric_limits<A>::quiet_NaN();
 }
 
 template <class V, class T>

@@ -3,6 +3,7 @@
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/empty_strided.h>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -27,7 +28,9 @@ inline void use_huge_pages(at::Tensor& y) {
 
 // at::empty_like, in huge pages.
 inline at::Tensor empty_like_pixels(const at::Tensor& x, at::ScalarType dtype) {
-  at::Tensor y = at::empty_like(x, x.options().dtype(dtype));
+  // What empty_like comes to, without its way through the dispatcher.
+  at::Tensor y = x.is_non_overlapping_and_dense() ? at::empty_strided(x.sizes(), x.strides(), x.options().dtype(dtype))
+                                                  : at::empty_like(x, x.options().dtype(dtype));
   use_huge_pages(y);
   return y;
 }

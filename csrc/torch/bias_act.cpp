@@ -122,7 +122,8 @@ Tensor per_channel(const char* name, const Optional& t, const Tensor& x, int64_t
   TORCH_CHECK(t->dim() == 1 && t->size(0) == x.size(dim), name, ": got shape ", t->sizes(), ", expected [", x.size(dim),
               "]");
   TORCH_CHECK(t->device() == x.device(), name, ": got device ", t->device(), ", expected ", x.device());
-  return t->to(accumulator_of(x)).contiguous();
+  const auto type = accumulator_of(x);
+  return t->scalar_type() == type && t->is_contiguous() ? *t : t->to(type).contiguous();
 }
 
 const void* pointer(const Tensor& t) {

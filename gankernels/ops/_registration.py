@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 
 from gankernels import _native, dispatch, selfcheck
 from gankernels.dispatch import has_triton
@@ -51,6 +52,8 @@ def register_op(
     schemas: Mapping[str, str],
     formulas: Callable[[SimpleNamespace], Formulas],
     impls: Iterable[str] = KERNELS,
+    *,
+    native_formulas: bool = False,
 ) -> None:
     """Register the op ``op`` with torch in every family, with dispatch, and with the self-check.
 
@@ -60,6 +63,8 @@ def register_op(
         schemas: name -> arguments and returns of its forward and of each backward.
         formulas: maps a family's registered ops, by their names, to their formulas.
         impls: its implementations besides the reference.
+        native_formulas: the native family has its autograd formulas in C++ (``csrc/torch/<op>_autograd.cpp``), which
+            costs a call a few microseconds instead of tens.
     """
     impls = tuple(impls)
     folder = f"{__package__}.{op}"
@@ -68,21 +73,23 @@ def register_op(
             define(NAMESPACES[impl], schemas, functools.partial(importlib.import_module, f"{folder}.{module}"))
     for namespace in families(impls):
         ops = SimpleNamespace(**{name: getattr(getattr(torch.ops, namespace), name) for name in schemas})
-        register_formulas(op, namespace, formulas(ops))
+        in_python = not (native_formulas and namespace == "gankernels")
+        register_formulas(op, namespace, formulas(ops), autograd=in_python)
     for impl in ("reference", *impls):
         dispatch.register(op, impl)
     selfcheck.register(op, lambda: importlib.import_module(f"{folder}.checks").checks())
 
 
-def register_formulas(op: str, namespace: str, formulas: Formulas) -> None:
-    """Give the ops of a namespace, which are defined there, their fakes and autograd formulas."""
+def register_formulas(op: str, namespace: str, formulas: Formulas, *, autograd: bool = True) -> None:
+    """Give the ops of a namespace, which are defined there, their fakes and (with ``autograd``) autograd formulas."""
 
     def refuse(ctx: Any, *_: Any) -> None:
         raise RuntimeError(f"{op}: third-order gradients are not implemented; pass impl='reference' for them")
 
     for name, (fake, setup_context, vjp) in formulas.items():
         torch.library.register_fake(f"{namespace}::{name}", fake)
-        torch.library.register_autograd(f"{namespace}::{name}", vjp or refuse, setup_context=setup_context)
+        if autograd:
+            torch.library.register_autograd(f"{namespace}::{name}", vjp or refuse, setup_context=setup_context)
 
 
 def define(namespace: str, schemas: Mapping[str, str], module: Callable[[], Any]) -> None:
@@ -105,7 +112,8 @@ def refuse_transforms(op: str, *tensors: Tensor) -> None:
 
     torch.library has no rule for tangents through a registered op and would return zero ones without a word.
     """
-    if torch.compiler.is_compiling():
+    # Without a dual level and a transform no tensor can be part of one: two questions in place of two a tensor.
+    if is_compiling() or (forward_ad._current_level < 0 and torch._C._functorch.peek_interpreter_stack() is None):
         return
     for tensor in tensors:
         if torch._C._functorch.is_functorch_wrapped_tensor(tensor):

@@ -75,12 +75,14 @@ def _check(x: Tensor, bias: Tensor | None, activation: str, clamp: float | None,
         raise InputError(f"activation: got {activation!r}, expected one of linear, {', '.join(ACTIVATIONS)}")
     if clamp is not None and not clamp >= 0:
         raise InputError(f"clamp: got {clamp}, expected a number that is not negative, or None")
-    if not -x.dim() <= dim < x.dim():
+    dimensions = x.dim()
+    if not -dimensions <= dim < dimensions:
         raise InputError(f"dim: got {dim}, expected a dimension of x, which has shape {tuple(x.shape)}")
-    dim %= x.dim()
+    if dim < 0:
+        dim += dimensions
     if bias is None:
         return dim
-    if bias.dim() != 1 or bias.shape[0] != x.shape[dim]:
+    if bias.dim() != 1 or bias.size(0) != x.size(dim):
         raise InputError(f"bias: got shape {tuple(bias.shape)}, expected ({x.shape[dim]},)")
     if bias.device != x.device:
         raise InputError(f"bias: got a tensor on {bias.device}, expected {x.device}, where x is")
@@ -191,4 +193,4 @@ def _formulas(ops: SimpleNamespace) -> Formulas:
     }
 
 
-register_op(_OP, SCHEMAS, _formulas)
+register_op(_OP, SCHEMAS, _formulas, native_formulas=True)
