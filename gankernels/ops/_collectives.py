@@ -60,7 +60,8 @@ def _vjp(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
 
 
 _library = torch.library.Library("gankernels_collectives", "DEF")
-_library.define("all_reduce_sum(Tensor x, str group) -> Tensor")
+# The tag keeps tracers from running it on constants: they would wait for ranks that do not trace.
+_library.define("all_reduce_sum(Tensor x, str group) -> Tensor", tags=(torch.Tag.nondeterministic_seeded,))
 _library.impl("all_reduce_sum", _all_reduce_sum, "CompositeExplicitAutograd")
 torch.library.register_fake("gankernels_collectives::all_reduce_sum", lambda x, group: x.new_empty(x.shape))
 torch.library.register_autograd("gankernels_collectives::all_reduce_sum", _vjp, setup_context=_save)

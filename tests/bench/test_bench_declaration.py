@@ -168,7 +168,7 @@ def test_what_does_not_depend_on_an_input_has_zero_gradients():
     ("declared", "mode"), [pytest.param(b, mode, id=f"{b.op}-{mode}") for b in ALL for mode in b.modes]
 )
 def test_stock_is_the_same_function_as_the_reference(declared, mode):
-    case = min(declared.cases, key=lambda case: case.passes(1, 1))
+    case = min(declared.cases, key=lambda case: (declared.flops(case, mode), case.passes(1, 1)))
     problem = Problem(declared, case, torch.float32, mode, "cpu")
     stock: Provider = peers(declared, case, torch.float32, mode, ())[0]
     assert another_function(problem.results(stock), problem.exact, torch.float32) is None

@@ -199,7 +199,7 @@ def test_a_step_is_compared_by_what_it_returns():
     [pytest.param(b, mode, id=f"{b.op}-{mode}") for b in ALL for mode in b.modes if mode != FORWARD],
 )
 def test_our_kernels_are_found_correct(benchmark_of, mode):
-    smallest = min(benchmark_of.cases, key=lambda case: case.passes(1, 1))
+    smallest = min(benchmark_of.cases, key=lambda case: (benchmark_of.flops(case, mode), case.passes(1, 1)))
     rows = measure(
         Benchmark(**(vars(benchmark_of) | {"cases": [smallest], "modes": [mode], "dtypes": benchmark_of.dtypes[-1:]}))
     )

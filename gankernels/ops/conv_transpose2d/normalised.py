@@ -132,12 +132,12 @@ def _formulas(ops: SimpleNamespace) -> Formulas:
         if any(needs[:3]):
             dh = ops.conv_transpose2d_input_gradient(dz, None, weight, x.shape, *ctx.geometry, "none", 0.0, "library")
             dx, dgain, dshift = ops.conditional_batch_norm_backward(
-                dh, x, gain, shift, mean, var, ctx.batch_statistics, *ctx.formula
+                dh, x, gain, shift, None, mean, var, ctx.batch_statistics, *ctx.formula
             )
         if needs[9] and wanted:
             # Given statistics would be constants to this op: one that is to be differentiated again takes them itself.
             statistics = (None, None) if ctx.batch_statistics else (mean, var)
-            h, _, _ = ops.conditional_batch_norm_forward(x, gain, shift, *statistics, *ctx.formula)
+            h, _, _ = ops.conditional_batch_norm_forward(x, gain, shift, None, *statistics, *ctx.formula)
             dw = fused.weight_gradient(ops, "library", dz, h, weight.shape, ctx.geometry)
         db = db.to(ctx.bias_dtype) if db is not None else None
         return dx, dgain, dshift, *[None] * 6, dw, db, *[None] * 5
