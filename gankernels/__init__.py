@@ -2,8 +2,12 @@
 
 ``gankernels.ops`` has the functions, ``gankernels.nn`` the drop-in modules, ``gankernels.gradient_penalty`` and
 ``gankernels.penalties`` exact penalties without double backprop; ``gankernels.use`` and ``gankernels.doctor`` say what
-runs. The trainer, the data tools and the metrics are imported when they are asked for.
+runs. ``gankernels.models``, ``losses``, ``train``, ``data``, ``metrics`` and ``bench`` are imported when they are asked
+for.
 """
+
+import importlib
+from types import ModuleType
 
 from gankernels import nn, ops, penalties
 from gankernels._version import __version__
@@ -25,3 +29,11 @@ __all__ = [
     "penalties",
     "use",
 ]
+
+_WHEN_ASKED_FOR = ("bench", "data", "losses", "metrics", "models", "train")
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in _WHEN_ASKED_FOR:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

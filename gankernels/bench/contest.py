@@ -81,7 +81,7 @@ def _check(problem: Problem, entries: Sequence[Entry]) -> None:
         for e in entries
         if e.provider.dtype == problem.dtype and e.provider.name in ("eager", "eager-best")
     }
-    for provider in stock.values():
+    for provider in [*stock.values(), *(p for p in map(problem.rearranged, stock.values()) if p is not None)]:
         try:
             eager.append(problem.results(provider))
         except Exception:  # its own row will say so

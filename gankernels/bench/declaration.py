@@ -80,6 +80,8 @@ class Benchmark:
             and layout, where not as ``inputs`` says: the weights of a step stay in fp32 beside bf16 pictures.
         judged: ``(results) -> tensors`` that are held against the exact ones, where not each result by itself is
             (all gradients of a step as one vector). It is not timed.
+        rearranged: ``(case, *tensors) -> outputs``: the arrangement of our kernels in stock PyTorch, where its sums run
+            in another order than those of ``stock``. Its rounding is eager PyTorch's too. It is not timed.
     """
 
     op: str
@@ -97,3 +99,4 @@ class Benchmark:
     launches: Callable[[str], int] = lambda mode: 1
     place: Callable[[Sequence[Tensor], torch.dtype, torch.memory_format], Sequence[Tensor]] | None = None
     judged: Callable[[Sequence[Tensor]], Sequence[Tensor]] | None = None
+    rearranged: Callable[..., Outputs] | None = None

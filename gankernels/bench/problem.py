@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -93,13 +94,20 @@ class Problem:
         """What ``provider`` returns, without what lies at a kink."""
         return self._comparable(provider.call(*self.data(provider)))
 
+    def rearranged(self, eager: Provider) -> Provider | None:
+        """``eager`` in the arrangement of our kernels; None if the declaration has none."""
+        if self.benchmark.rearranged is None:
+            return None
+        function = partial(self.benchmark.rearranged, self.case)
+        return replace(eager, function=function, call=in_mode(function, self.mode))
+
     def flaw(self, provider: Provider, eager: Sequence[Sequence[Tensor]] | None = None) -> str | None:
         """Why the results of ``provider`` are wrong; None if they are right.
 
         Args:
             provider: to be checked.
-            eager: for our providers: results of eager PyTorch in the row's dtype, in each layout. A peer has none, and
-                neither has an op that eager PyTorch cannot run in this dtype: its rounding is its own.
+            eager: for our providers: results of eager PyTorch in the row's dtype, in each layout and arrangement. A
+                peer has none, and neither has an op that eager PyTorch cannot run in this dtype: its rounding is its own.
         """
         results = self.results(provider)
         if len(results) != len(self.exact):

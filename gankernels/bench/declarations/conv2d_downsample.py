@@ -9,7 +9,7 @@ from gankernels.bench import networks
 from gankernels.bench.declaration import FORWARD, FORWARD_BACKWARD, Benchmark, Case
 from gankernels.bench.declarations._convolution import DTYPES
 from gankernels.bench.declarations.upsample_conv2d import inputs, moved, multiplied
-from gankernels.ops import conv2d_downsample
+from gankernels.ops import conv2d_downsample, fold_conv_weight
 
 
 def _output(case: Case) -> tuple[int, int, int, int]:
@@ -19,6 +19,11 @@ def _output(case: Case) -> tuple[int, int, int, int]:
 
 def _stock(case: Case, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.avg_pool2d(F.conv2d(x, weight, bias, padding=case.arguments["padding"]), 2)
+
+
+def _rearranged(case: Case, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    folded = fold_conv_weight(weight, "down", impl="reference")
+    return F.conv2d(x, folded, bias, stride=2, padding=case.arguments["padding"])
 
 
 def _ours(case: Case, x: Tensor, weight: Tensor, bias: Tensor | None = None, impl: str | None = None) -> Tensor:
@@ -41,6 +46,7 @@ BENCHMARK = Benchmark(
     inputs=inputs,
     stock=_stock,
     ours=_ours,
+    rearranged=_rearranged,
     bytes=_bytes,
     flops=_flops,
     dtypes=DTYPES,

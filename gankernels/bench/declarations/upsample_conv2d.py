@@ -9,7 +9,7 @@ from torch import Tensor
 from gankernels.bench import networks
 from gankernels.bench.declaration import FORWARD, FORWARD_BACKWARD, Benchmark, Case
 from gankernels.bench.declarations._convolution import DTYPES
-from gankernels.ops import upsample_conv2d
+from gankernels.ops import fold_conv_weight, upsample_conv2d
 
 #: Forward, and the two gradients besides: as many multiplications each.
 _CONVOLUTIONS = {FORWARD: 1, FORWARD_BACKWARD: 3}
@@ -34,6 +34,11 @@ def _output(case: Case) -> tuple[int, int, int, int]:
 def _stock(case: Case, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     up = F.interpolate(x, scale_factor=2.0, mode="nearest")
     return F.conv2d(up, weight, bias, padding=case.arguments["padding"])
+
+
+def _rearranged(case: Case, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    folded = fold_conv_weight(weight, "up", impl="reference")
+    return F.conv_transpose2d(x, folded, bias, stride=2, padding=case.arguments["padding"])
 
 
 def _ours(case: Case, x: Tensor, weight: Tensor, bias: Tensor | None = None, impl: str | None = None) -> Tensor:
@@ -69,6 +74,7 @@ BENCHMARK = Benchmark(
     inputs=inputs,
     stock=_stock,
     ours=_ours,
+    rearranged=_rearranged,
     bytes=_bytes,
     flops=_flops,
     dtypes=DTYPES,
