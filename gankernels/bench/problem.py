@@ -107,7 +107,8 @@ class Problem:
         Args:
             provider: to be checked.
             eager: for our providers: results of eager PyTorch in the row's dtype, in each layout and arrangement. A
-                peer has none, and neither has an op that eager PyTorch cannot run in this dtype: its rounding is its own.
+                peer has none, and neither has an op that eager PyTorch cannot run in this dtype: its rounding is its
+                own.
         """
         results = self.results(provider)
         if len(results) != len(self.exact):
