@@ -382,6 +382,33 @@ def test_detached_branches_are_constants():
     assert double.relative_error(double.gradient(value, discriminator), double.gradient(exact, twin)) <= 1e-12
 
 
+class LabelPlane(nn.Module):
+    """The label as one more plane of the picture: a concatenated embedding, and a learned one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.learned = nn.Embedding(3, 64), nn.Parameter(torch.randn(1, 1, 8, 8))
+        self.body = critic(width=5)
+        self.body[0] = conv(5, 5)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        planes = self.embedding(y).view(-1, 1, 8, 8)
+        return self.body(torch.cat([planes, x, self.learned.expand(len(x), -1, -1, -1)], 1))
+
+
+def test_concatenated_labels():
+    discriminator = LabelPlane().double()
+    twin, y = copy.deepcopy(discriminator), torch.tensor([0, 2, 2])
+    real, fake = pictures(3), pictures(3, seed=1)
+    exact = double.penalty(twin, real, y)
+    value = gankernels.gradient_penalty(discriminator, real, y=y, method="fused")
+    assert double.relative_error(double.gradient(value, discriminator), double.gradient(exact, twin)) <= 1e-12
+    value, total = double.step(twin, real, fake, y, loss="rpgan", penalty="r1", weight=2.0)
+    d_step(discriminator, real, fake, y, loss="rpgan", weight=2.0, method="fused")
+    want = double.gradient(value + 2 * total, twin)
+    assert double.relative_error(double.accumulated(discriminator), want) <= 1e-12
+
+
 def test_cached_parametrizations():
     """As the trainer calls its discriminator: spectral norms computed before, and cached."""
     discriminator = critic().double()
@@ -424,7 +451,7 @@ def test_bad_input():
 def test_transforms_are_refused():
     discriminator = critic()
     x = pictures(2, torch.float32)
-    with pytest.raises(RuntimeError, match="torch.func"):
+    with pytest.raises(RuntimeError, match=r"torch\.func"):
         torch.func.grad(lambda x: gankernels.gradient_penalty(discriminator, x))(x)
     with torch.autograd.forward_ad.dual_level(), pytest.raises(RuntimeError, match="forward-mode"):
         gankernels.gradient_penalty(discriminator, torch.autograd.forward_ad.make_dual(x, x))
