@@ -1,5 +1,6 @@
 # make demo    train a small conditional GAN on real pictures, from nothing, and show what it learnt
-# make test    the whole test suite
+# make test    the test suite, but for what is marked slow
+# make slow    the tests that are marked slow
 # make lint    ruff, clang-format, mypy
 # make aot     every GPU kernel compiled for sm_80, sm_90 and sm_100, with no GPU
 # make bench   the committed figures of this machine, made anew
@@ -10,10 +11,12 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
-BUILD := build/tests
+# The build that pip leaves, by the name that setup.py gives it.
+PLATFORM = import sys, sysconfig; print(sysconfig.get_platform(), sys.implementation.cache_tag, sep="-")
+BUILD = build/native-$(shell $(BIN)/python -c '$(PLATFORM)')
 NATIVE := CMakeLists.txt setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: demo test test-native test-python lint format aot bench tables clean
+.PHONY: demo test test-native test-python slow lint format aot bench tables clean
 
 demo: $(VENV)/installed
 	bash examples/demo.sh $(BIN)
@@ -22,12 +25,15 @@ test: test-native test-python
 
 test-native: $(VENV)/installed-dev
 	$(BIN)/cmake -S . -B $(BUILD) -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
-	  -DGANKERNELS_BUILD_EXTENSION=OFF -DGANKERNELS_BUILD_TESTS=ON
-	$(BIN)/cmake --build $(BUILD)
+	  -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -DGANKERNELS_BUILD_TESTS=ON
+	$(BIN)/cmake --build $(BUILD) --target native_tests
 	$(BIN)/ctest --test-dir $(BUILD) --output-on-failure
 
 test-python: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow'
+
+slow: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -85,7 +85,13 @@ def op_table(rows: Iterable[Row], op: str) -> str:
     """For each device a line for each row of ours, with the best peer beside it."""
     mine = [row for row in rows if row["op"] == op]
     headers = "position, shape, mode, dtype, best peer (ms), ours (ms), against best, against eager, of the floor"
-    return _by_device(mine, headers, lambda group: [_op_line(row, group) for row in group.rows if is_ours(row)])
+    saved = any(row["saved_mib"] for row in mine)
+
+    def lines(group: Group) -> list[list[str]]:
+        ours = [row for row in group.rows if is_ours(row)]
+        return [[*_op_line(row, group), *([_saved(row, group)] if saved else [])] for row in ours]
+
+    return _by_device(mine, headers + (", saved for backward: ours / eager (MiB)" if saved else ""), lines)
 
 
 def _op_line(row: Row, group: Group) -> list[str]:
@@ -94,6 +100,15 @@ def _op_line(row: Row, group: Group) -> list[str]:
     peer = f"{_ms(group.peer)} ({group.peer['provider']})" if group.peer else "none is correct"
     ratios = [f"{row[name]}x" if row[name] else "" for name in ("speedup_vs_best_peer", "speedup_vs_eager")]
     return [key.position, key.shape, key.mode, key.dtype, peer, f"**{ours}**", *ratios, _share(row["floor_share"])]
+
+
+def _saved(row: Row, group: Group) -> str:
+    """What the forward keeps for the backward: ours, that of eager PyTorch in the same dtype, and their ratio."""
+    eager = next((r for r in group.rows if r["provider"] == "eager-best" and r["saved_mib"]), group.eager)
+    ours, theirs = number(row["saved_mib"]), number(eager["saved_mib"]) if eager else None
+    if ours is None or not theirs:
+        return ""
+    return f"{ours:.4g} / {theirs:.4g} ({ours / theirs:.2f}x)"
 
 
 def steps_table(rows: Iterable[Row]) -> str:

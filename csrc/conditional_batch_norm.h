@@ -17,11 +17,29 @@ struct Problem {
   Activation activation;
   double slope, eps;
   bool batch_statistics;  // mean and var are functions of x; otherwise they are constants
+
+  // Null: row n of gain and bias is sample n's. Else they are tables [classes, C], sample n has row labels[n], and
+  // gradients are sums over the samples of a class; rows of classes that the batch has not are not written. On the CPU
+  // labels are in range. On the GPU nobody has looked: a sample whose label is not becomes NaN, in y, dx and ddy, and
+  // adds to no sum.
+  const int64_t* labels = nullptr;  // [N]
+  int64_t classes = 0;
+  // The samples by label, and within a class by number, so that a class is a run of them. The backwards need it; the
+  // CUDA launchers make their own.
+  const int64_t* order = nullptr;  // [N]
+
+  GK_HOST_DEVICE int64_t rows() const { return labels ? classes : n; }
+  GK_HOST_DEVICE int64_t row_of(int64_t sample) const { return labels ? labels[sample] : sample; }
+  GK_HOST_DEVICE int64_t sample_at(int64_t place) const { return labels ? order[place] : place; }
+  // Whether a run begins at this place of the order.
+  GK_HOST_DEVICE bool begins_row(int64_t place) const {
+    return !labels || place == 0 || labels[order[place]] != labels[order[place - 1]];
+  }
 };
 
 struct Forward {
   Problem problem;
-  const void *x, *gain, *bias;  // x has pixels; gain, bias [N, C]
+  const void *x, *gain, *bias;  // x has pixels; gain, bias [rows, C], and so are their gradients and cotangents
   void *mean, *var;             // [C]: written where batch_statistics, read otherwise; var is biased
   void* y;
 };
@@ -97,8 +115,8 @@ struct ChannelTerms {
 };
 
 template <class A>
-struct SampleTerms {
-  A of_dz, of_mask;  // [N, C]
+struct RowTerms {
+  A of_dz, of_mask;  // [rows, C]
 };
 
 template <class A>
@@ -109,7 +127,7 @@ GK_HOST_DEVICE ChannelTerms<A> channel_terms(A rstd, const ChannelMeans<A>& m) {
 }
 
 template <class A>
-GK_HOST_DEVICE SampleTerms<A> sample_terms(A rstd, A scale, A ddgain, A ddbias, const ChannelMeans<A>& m) {
+GK_HOST_DEVICE RowTerms<A> row_terms(A rstd, A scale, A ddgain, A ddbias, const ChannelMeans<A>& m) {
   return {rstd * (ddgain - scale * m.ax), ddbias - scale * m.a};
 }
 
@@ -127,9 +145,9 @@ int backward(const Backward& args, void* workspace, void* stream);
 int backward_backward(const BackwardBackward& args, void* workspace, void* stream);
 
 // In parts, for statistics of several ranks: what stands before and behind the middle step, which is the caller's.
-// `sums` is [N, C, 2] (s0, s1) or [N, C, 5] (s0, s1, t0, t1, u); `terms` is [2, C] (of_x, of_1) or [5, C] (of_ddx,
-// of_x, of_1, mean_a, mean_ax), both in the accumulation type; mean and var of `statistics` are double. Arguments that
-// a part does not need may be null.
+// `sums` is [rows, C, 2] (s0, s1) or [rows, C, 5] (s0, s1, t0, t1, u); `terms` is [2, C] (of_x, of_1) or [5, C]
+// (of_ddx, of_x, of_1, mean_a, mean_ax), both in the accumulation type; mean and var of `statistics` are double.
+// Arguments that a part does not need may be null.
 int statistics(const Forward& args, void* workspace, void* stream);
 int backward_sums(const Backward& args, void* sums, void* workspace, void* stream);
 int backward_apply(const Backward& args, const void* terms, void* workspace, void* stream);

@@ -10,6 +10,7 @@ from gankernels._version import __version__
 from gankernels.dispatch import use
 from gankernels.doctor import doctor
 from gankernels.errors import ImplementationUnavailable, InputError
+from gankernels.ops._weight_gradients import no_weight_gradients
 from gankernels.penalties import gradient_penalty
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "doctor",
     "gradient_penalty",
     "nn",
+    "no_weight_gradients",
     "ops",
     "penalties",
     "use",

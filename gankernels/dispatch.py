@@ -130,6 +130,27 @@ def choose(op: str, x: Tensor | str, impl: str | None = None, *, numel: int | No
     return choices[0] if size <= verdicts.SMALL else choices[1] if size <= verdicts.MEDIUM else choices[2]
 
 
+def narrowed(op: str, chosen: str, impl: str | None, why_not: str | None) -> str:
+    """``chosen``, or ``"library"`` where the arguments of this call, and not the machine, are why it cannot run.
+
+    Args:
+        op: the op's name.
+        chosen: what :func:`choose` answered.
+        impl: the implementation that this call forces, or None.
+        why_not: the reason, in a few words; None if it can run.
+
+    Raises:
+        ImplementationUnavailable: the call forces it.
+    """
+    if why_not is None:
+        return chosen
+    if impl is not None:
+        raise ImplementationUnavailable(f"{op}: the call's impl= asks for {impl!r}: {why_not}")
+    if not torch.compiler.is_compiling():
+        _log_once(f"{op} runs on library where {chosen} was chosen ({why_not})")
+    return "library"
+
+
 def plan(op: str, device: torch.device, dtype: torch.dtype = torch.float32) -> Plan:
     """What :func:`choose` answers on ``device`` in ``dtype`` where nothing is forced, by what is known so far.
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
+from collections.abc import Iterable
 
 import numpy as np
 import pytest
@@ -31,3 +33,20 @@ def kernels_of(op: str) -> list:
         and dispatch.unavailable(op, impl, device) is None
         and not (impl == "triton" and interpreter_lacks())
     ]
+
+
+def crossed(kernels: list, **factors: Iterable) -> pytest.MarkDecorator:
+    """Parametrisation by kernel and every combination of three or more factors.
+
+    Triton's interpreter takes a millisecond a program, so there it is every second combination: those whose places add
+    up to an even number, in which each pair of values of two factors still meets.
+    """
+    lists = [list(values) for values in factors.values()]
+    cases = []
+    for kernel, places in itertools.product(kernels, itertools.product(*(range(len(values)) for values in lists))):
+        if kernel.values == ("cpu", "triton") and sum(places) % 2:
+            continue
+        chosen = [values[place] for values, place in zip(lists, places, strict=True)]
+        name = "-".join([kernel.id, *map(str, chosen)])
+        cases.append(pytest.param(*kernel.values, *chosen, id=name, marks=kernel.marks))
+    return pytest.mark.parametrize(("device", "impl", *factors), cases)

@@ -44,7 +44,7 @@ def group(times: dict[str, float | str] | None = None, *, band: float = 0.02, **
             row |= {"ms": f"{ms:.5g}", "ms_p20": f"{ms * (1 - band / 2):.5g}", "ms_p80": f"{ms * (1 + band / 2):.5g}"}
             row["speedup_vs_eager"] = f"{known['eager'] / ms:.2f}" if "eager" in known else ""
             row["speedup_vs_best_peer"] = f"{best / ms:.2f}" if best else ""
-            row |= {"floor_share": f"{2.0 / ms:.3f}", "peak_mib": "12.50"}
+            row |= {"floor_share": f"{2.0 / ms:.3f}", "peak_mib": "12.50", "saved_mib": "3.5"}
         rows.append(row | columns)
     return rows
 

@@ -113,6 +113,37 @@ def test_a_fallback_is_logged_once_and_named(fresh, monkeypatch, caplog):
     assert gankernels.doctor()["ops"][OP]["cpu"]["reference"] == "chosen: cpu: not built: a test says so"
 
 
+@pytest.mark.skipif(_native.extension is None, reason="the extension is not built")
+@pytest.mark.parametrize(
+    ("change", "op"),
+    [
+        (("bias_act_forward(Tensor x,", "bias_act_forward(Tensor x, int more,"), "bias_act_forward"),
+        (
+            (
+                "TORCH_LIBRARY(gankernels, m) {",
+                'TORCH_LIBRARY(gankernels, m) {\n  m.def("new_op(Tensor x) "\n"-> Tensor");',
+            ),
+            "new_op",
+        ),
+    ],
+    ids=["changed", "added"],
+)
+def test_an_extension_older_than_the_sources_is_not_used(monkeypatch, tmp_path, change, op):
+    assert _native._SCHEMAS_FILE.exists()
+    stale = tmp_path / "ops.cpp"
+    stale.write_text(_native._SCHEMAS_FILE.read_text().replace(*change))
+    assert _native._load() == (_native.extension, None)
+    monkeypatch.setattr(_native, "_SCHEMAS_FILE", stale)
+    extension, why_not = _native._load()
+    assert extension is None
+    assert why_not == f"the extension was built from other sources, its {op} is not theirs: install gankernels again"
+    monkeypatch.setattr(_native, "extension", None)
+    monkeypatch.setattr(_native, "why_no_cpu", why_not)
+    assert gankernels.doctor()["extension"]["why_not"] == why_not
+    monkeypatch.setattr(_native, "_SCHEMAS_FILE", tmp_path / "installed without sources")
+    assert _native._load()[1] is None
+
+
 def test_an_extension_of_another_torch_is_not_loaded(monkeypatch):
     monkeypatch.setattr(_native, "build", _native.build | {"torch": "1.13.0", "left_out": {}})
     extension, why_not = _native._load()

@@ -24,7 +24,7 @@ inline constexpr int kTerms[3] = {0, 2, 5};
 // `partial` is [kPartials, slots, C], `terms` is [kTerms, C], in the accumulation type; order 0's partial means and
 // sums of squares are double, since a mean's rounding is added to every pixel. For each order: sums over tiles, a
 // middle step over channels, an affine pass over tiles. Order 0 needs the first two for batch statistics only. Across
-// ranks the middle step is the caller's: a fold gives it the sums of every sample, [N, C, kPartials], and the
+// ranks the middle step is the caller's: a fold gives it the sums of every row of gain, [rows, C, kPartials], and the
 // statistics of a rank stay double, since they are rounded when they are merged.
 struct Passes {
   void (*statistics)(const Forward&, void* partial, int64_t tile_begin, int64_t tile_end);

@@ -44,11 +44,11 @@ void backward_terms(const Backward& args, const void* partial, void* terms, int6
     A rstd[kBlock];
     double g[kBlock] = {}, gx[kBlock] = {};
     for (int64_t k = 0; k < width; ++k) rstd[k] = rstd_of<A>(args.var, c0 + k, p.eps);
-    for_each_sample<2>(p, t, sums, c0, width, [&](int64_t nc, int64_t k, const double* s) GK_LAMBDA_INLINE {
-      dbias[nc] = A(s[0]);
-      dgain[nc] = A(rstd[k] * s[1]);
-      g[k] += gain[nc] * s[0];
-      gx[k] += gain[nc] * s[1];
+    for_each_row<2>(p, t, sums, c0, width, [&](int64_t rc, int64_t k, const double* s) GK_LAMBDA_INLINE {
+      dbias[rc] = A(s[0]);
+      dgain[rc] = A(rstd[k] * s[1]);
+      g[k] += gain[rc] * s[0];
+      gx[k] += gain[rc] * s[1];
     });
     for (int64_t k = 0; k < width; ++k) {
       const BackwardTerms<A> of =

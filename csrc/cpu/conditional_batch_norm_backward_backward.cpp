@@ -51,14 +51,14 @@ void backward_backward_terms(const BackwardBackward& args, const void* partial, 
     double g[kBlock] = {}, gx[kBlock] = {}, a[kBlock] = {}, ax[kBlock] = {}, ag[kBlock] = {}, q[kBlock] = {},
            qx[kBlock] = {};
     for (int64_t k = 0; k < width; ++k) rstd[k] = rstd_of<A>(args.var, c0 + k, p.eps);
-    for_each_sample<5>(p, t, sums, c0, width, [&](int64_t nc, int64_t k, const double* s) GK_LAMBDA_INLINE {
-      g[k] += gain[nc] * s[0];
-      gx[k] += gain[nc] * s[1];
+    for_each_row<5>(p, t, sums, c0, width, [&](int64_t rc, int64_t k, const double* s) GK_LAMBDA_INLINE {
+      g[k] += gain[rc] * s[0];
+      gx[k] += gain[rc] * s[1];
       a[k] += s[2];
       ax[k] += s[3];
-      ag[k] += gain[nc] * s[4];
-      q[k] += ddgain[nc] * s[0];
-      qx[k] += ddgain[nc] * s[1];
+      ag[k] += gain[rc] * s[4];
+      q[k] += ddgain[rc] * s[0];
+      qx[k] += ddgain[rc] * s[1];
     });
     ChannelMeans<A> means[kBlock];
     for (int64_t k = 0; k < width; ++k) {
@@ -70,8 +70,8 @@ void backward_backward_terms(const BackwardBackward& args, const void* partial, 
       const A row[5] = {terms_of.of_ddx, terms_of.of_x, terms_of.of_1, means[k].a, means[k].ax};
       for (int i = 0; i < 5; ++i) of[i * p.c + c0 + k] = row[i];
     }
-    for_each_sample<5>(p, t, sums, c0, width, [&](int64_t nc, int64_t k, const double* s) GK_LAMBDA_INLINE {
-      dgain[nc] = second_order_dgain(rstd[k], A(s[0]), A(s[1]), A(s[4]), means[k]);
+    for_each_row<5>(p, t, sums, c0, width, [&](int64_t rc, int64_t k, const double* s) GK_LAMBDA_INLINE {
+      dgain[rc] = second_order_dgain(rstd[k], A(s[0]), A(s[1]), A(s[4]), means[k]);
     });
   }
 }
@@ -96,22 +96,22 @@ void backward_backward(const BackwardBackward& args, const void* terms, int64_t 
     T *ddy = static_cast<T*>(args.ddy) + tile.offset, *dx = static_cast<T*>(args.dx) + tile.offset;
     const Columns columns = Columns::of<T>(tile);
     affine.fill(args, tile, columns);
-    const int64_t row = tile.sample * p.c;
+    const int64_t row = p.row_of(tile.sample) * p.c;
     const A *gain = static_cast<const A*>(args.gain) + row, *ddgain = static_cast<const A*>(args.ddgain) + row,
             *ddbias = static_cast<const A*>(args.ddbias) + row;
-    const auto sample = [&](int64_t c) GK_LAMBDA_INLINE {
+    const auto of_row = [&](int64_t c) GK_LAMBDA_INLINE {
       const A rstd = affine.rstd[c];
       ChannelMeans<A> means;
       means.a = of[3 * p.c + c];
       means.ax = of[4 * p.c + c];
-      return sample_terms(rstd, gain[c] * rstd, ddgain[c], ddbias[c], means);
+      return row_terms(rstd, gain[c] * rstd, ddgain[c], ddbias[c], means);
     };
     expand<T>(tile, columns, ddxs, [&](int64_t c) { return of[c]; });
     expand<T>(tile, columns, xs, [&](int64_t c) { return of[p.c + c]; });
     expand<T>(tile, columns, ones, [&](int64_t c) { return constant_of<T>(of[2 * p.c + c], of[p.c + c], mean[c]); });
-    expand<T>(tile, columns, dzs, [&](int64_t c) { return sample(c).of_dz; });
+    expand<T>(tile, columns, dzs, [&](int64_t c) { return of_row(c).of_dz; });
     expand<T>(tile, columns, masks,
-              [&](int64_t c) { return constant_of<T>(sample(c).of_mask, sample(c).of_dz, mean[c]); });
+              [&](int64_t c) { return constant_of<T>(of_row(c).of_mask, of_row(c).of_dz, mean[c]); });
     const auto body = [&]<class V>(const V* in, const V* column, V* out) GK_LAMBDA_INLINE {
       const V scale = column[1], of_ddx = column[3], of_x = column[4], of_1 = column[5], of_dz = column[6],
               of_mask = column[7];

@@ -155,7 +155,7 @@ struct Affine {
   GK_INLINE void fill(const Args& args, const Tile& tile, const Columns& columns) {
     if (sample == tile.sample && channel == tile.first_channel && width == columns.width) return;
     sample = tile.sample, channel = tile.first_channel, width = columns.width;
-    const int64_t row = tile.sample * args.problem.c;
+    const int64_t row = args.problem.row_of(tile.sample) * args.problem.c;
     const A *gains = static_cast<const A*>(args.gain) + row, *biases = static_cast<const A*>(args.bias) + row,
             *means = static_cast<const A*>(args.mean);
     const auto scale_of = [&](int64_t c) GK_LAMBDA_INLINE { return gains[c] * rstd[c]; };
@@ -171,30 +171,35 @@ struct Affine {
   }
 };
 
-// Calls body(nc, k, sums) for the samples and channels c0 + k of a block: nc is the place in [N, C], and the sums are
-// those over the sample's slots.
+// Calls body(rc, k, sums) for the rows of gain that the batch has, and channels c0 + k of a block: rc is the place in
+// [rows, C], and the sums are those over the slots of the row's samples.
 template <int kSums, class A, class Body>
-GK_INLINE void for_each_sample(const Problem& p, const Tiling& t, const A* partial, int64_t c0, int64_t width,
-                               Body&& body) {
+GK_INLINE void for_each_row(const Problem& p, const Tiling& t, const A* partial, int64_t c0, int64_t width,
+                            Body&& body) {
   const int64_t splits = p.n > 0 ? t.slots / p.n : 0, stride = t.slots * p.c;
-  for (int64_t n = 0; n < p.n; ++n) {
+  for (int64_t begin = 0, end; begin < p.n; begin = end) {
+    for (end = begin + 1; end < p.n && !p.begins_row(end);) ++end;
+    const int64_t row = p.row_of(p.sample_at(begin));
     for (int64_t k = 0; k < width; ++k) {
       double sums[kSums] = {};
-      for (int64_t s = 0; s < splits; ++s)
-        for (int q = 0; q < kSums; ++q) sums[q] += partial[q * stride + (n * splits + s) * p.c + c0 + k];
-      body(n * p.c + c0 + k, k, sums);
+      for (int64_t i = begin; i < end; ++i) {
+        const A* slots = partial + p.sample_at(i) * splits * p.c + c0 + k;
+        for (int64_t s = 0; s < splits; ++s)
+          for (int q = 0; q < kSums; ++q) sums[q] += slots[q * stride + s * p.c];
+      }
+      body(row * p.c + c0 + k, k, sums);
     }
   }
 }
 
-// The sums of each sample's slots: [N, C, kSums].
+// The sums of each row's slots: [rows, C, kSums].
 template <class T, int kSums>
 void fold_sums(const Problem& p, const void* partial, void* sums, int64_t c_begin, int64_t c_end) {
   using A = AccumulatorT<T>;
-  const auto write = [&](int64_t nc, int64_t, const double* s) GK_LAMBDA_INLINE {
-    for (int q = 0; q < kSums; ++q) static_cast<A*>(sums)[nc * kSums + q] = A(s[q]);
+  const auto write = [&](int64_t rc, int64_t, const double* s) GK_LAMBDA_INLINE {
+    for (int q = 0; q < kSums; ++q) static_cast<A*>(sums)[rc * kSums + q] = A(s[q]);
   };
-  for_each_sample<kSums>(p, tiling(p), static_cast<const A*>(partial), c_begin, c_end - c_begin, write);
+  for_each_row<kSums>(p, tiling(p), static_cast<const A*>(partial), c_begin, c_end - c_begin, write);
 }
 
 }  // namespace gankernels::conditional_batch_norm::cpu::GK_ISA

@@ -148,12 +148,12 @@ int64_t workspace_bytes(const Problem& p, int order) {
   // Which width runs depends on the alignment of the pointers, which is not known here.
   for (int width = 1; width <= kVectorWidth<__half>; width *= 2) {
     const int64_t partials = (order == 0 ? tile_batch(p, width) : tile_pictures(p, width)).slices() * p.c;
-    const int64_t planes = p.n * p.c;
+    const int64_t planes = p.n * p.c, rows = p.rows() * p.c;
     if (order == 0) most = std::max(most, 3 * partials);
     if (order == 1) most = std::max(most, 2 * (partials + planes) + 2 * p.c);
-    if (order == 2) most = std::max(most, 5 * (partials + planes) + 2 * planes + 3 * p.c);
+    if (order == 2) most = std::max(most, 5 * (partials + planes) + 2 * rows + 3 * p.c);
   }
-  return most * accumulator;
+  return most * accumulator + order_bytes(p);
 }
 
 }  // namespace gankernels::conditional_batch_norm::cuda

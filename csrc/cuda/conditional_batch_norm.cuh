@@ -20,7 +20,56 @@ inline Tiling tile_batch(const Problem& p, int width) {
 
 // Planes are counted in 32 bits on the device.
 inline bool supported(const Problem& p) {
-  return p.n * p.c <= INT32_MAX;
+  return p.n * p.c <= INT32_MAX && p.rows() * p.c <= INT32_MAX;
+}
+
+// ---- Rows of gain and bias ----
+
+// A sample's row, or -1 where its label is out of range.
+__device__ __forceinline__ int64_t known_row(const Problem& p, int64_t sample) {
+  const int64_t row = p.row_of(sample);
+  return row >= 0 && row < p.rows() ? row : -1;
+}
+
+// The samples in the order of their labels: each counts those before it. Bytes: labels [N] in for every thread, from
+// the cache; order [N] out.
+template <class Place>
+__global__ void __launch_bounds__(kThreads, kBlocksPerSM) order_kernel(Problem p, Place* order) {
+  const int64_t sample = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (sample >= p.n) return;
+  const int64_t label = p.labels[sample];
+  Place place = 0;
+  for (int64_t i = 0; i < p.n; ++i) place += p.labels[i] < label || (p.labels[i] == label && i < sample);
+  order[place] = sample;
+}
+
+inline int64_t order_bytes(const Problem& p) {
+  return p.labels ? ceil_div<int64_t>(p.n, 2) * 16 : 0;
+}
+
+// Puts the order that args needs at the beginning of a workspace, and returns the rest of that.
+template <class Args>
+void* begin_with_order(Launches& launches, Args& args, void* workspace) {
+  Problem& p = args.problem;
+  if (!p.labels) return workspace;
+  auto* order = static_cast<int64_t*>(workspace);
+  p.order = order;
+  launches(order_kernel<int64_t>, ceil_div<int64_t>(p.n, kThreads), dim3(kThreads), p, order);
+  return static_cast<char*>(workspace) + order_bytes(p);
+}
+
+// Calls use(row, sums) for the rows that the batch has, which the threads of a column share, and the sums over a row's
+// samples.
+template <class A, int kCount, class Use>
+__device__ __forceinline__ void for_each_row(const Problem& p, const Sums<A, kCount>* sums, int64_t c, Use use) {
+  for (int64_t i = threadIdx.y; i < p.n; i += blockDim.y) {
+    if (!p.begins_row(i)) continue;
+    const int64_t row = known_row(p, p.sample_at(i));
+    if (row < 0) continue;
+    Sums<A, kCount> sum = sums[p.sample_at(i) * p.c + c];
+    for (int64_t j = i + 1; j < p.n && !p.begins_row(j); ++j) sum = merge(sum, sums[p.sample_at(j) * p.c + c]);
+    use(row, sum);
+  }
 }
 
 template <class A>
@@ -36,13 +85,15 @@ struct Normalization {
 
   template <class Args>
   __device__ Normalization(const Args& args, const Tile& tile) {
-    const A eps = args.problem.eps;
+    const Problem& p = args.problem;
+    const A eps = p.eps;
+    const int64_t row = known_row(p, tile.n);
 #pragma unroll
     for (int k = 0; k < kLanes; ++k) {
       mean[k] = static_cast<const A*>(args.mean)[tile.c + k];
       const A rstd = reciprocal_deviation(static_cast<const A*>(args.var)[tile.c + k], eps);
-      scale[k] = static_cast<const A*>(args.gain)[tile.plane + k] * rstd;
-      bias[k] = static_cast<const A*>(args.bias)[tile.plane + k];
+      scale[k] = row < 0 ? static_cast<A>(NAN) : static_cast<const A*>(args.gain)[row * p.c + tile.c + k] * rstd;
+      bias[k] = row < 0 ? static_cast<A>(NAN) : static_cast<const A*>(args.bias)[row * p.c + tile.c + k];
     }
   }
 
@@ -79,13 +130,33 @@ void fold(Launches& launches, const Tiling& tiling, const Sums<A, kCount>* parti
 }
 
 // Sums over no pixels are zero.
-inline int clear_planes(const Problem& p, std::initializer_list<void*> planes, void* stream) {
-  const size_t bytes = p.n * p.c * (p.dtype == DType::kFloat64 ? sizeof(double) : sizeof(float));
-  for (void* plane : planes) {
+inline int clear_rows(const Problem& p, std::initializer_list<void*> tables, void* stream) {
+  const size_t bytes = p.rows() * p.c * (p.dtype == DType::kFloat64 ? sizeof(double) : sizeof(float));
+  for (void* table : tables) {
     if (bytes == 0) return cudaSuccess;
-    if (int error = cudaMemsetAsync(plane, 0, bytes, static_cast<cudaStream_t>(stream))) return error;
+    if (int error = cudaMemsetAsync(table, 0, bytes, static_cast<cudaStream_t>(stream))) return error;
   }
   return cudaSuccess;
+}
+
+// Bytes: sums [N, C] in, of the rows that the batch has out.
+template <class A, int kCount>
+__global__ void __launch_bounds__(kThreads, kBlocksPerSM)
+    row_sums_kernel(Problem p, const Sums<A, kCount>* sums, Sums<A, kCount>* of_rows) {
+  const int64_t c = static_cast<int64_t>(blockIdx.x) * kFinishX + threadIdx.x;
+  if (c >= p.c) return;
+  for_each_row(p, sums, c, [&](int64_t row, const Sums<A, kCount>& sum) { of_rows[row * p.c + c] = sum; });
+}
+
+// Leaves in `sums` [rows, C] what launch(of_samples, partials) makes of the samples.
+template <class A, int kCount, class Launch>
+void sums_of_rows(Launches& launches, const Problem& p, void* sums, void* workspace, Launch launch) {
+  using Item = Sums<A, kCount>;
+  if (!p.labels) return launch(static_cast<Item*>(sums), static_cast<Item*>(workspace));
+  auto* of_samples = static_cast<Item*>(workspace);  // [N, C]
+  launch(of_samples, of_samples + p.n * p.c);
+  launches(row_sums_kernel<A, kCount>, ceil_div<int64_t>(p.c, kFinishX), finish_threads(), p, of_samples,
+           static_cast<Item*>(sums));
 }
 
 }  // namespace gankernels::conditional_batch_norm::cuda

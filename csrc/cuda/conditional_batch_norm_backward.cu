@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
   for (int k = 0; k < kLanes; ++k) partials[tile.slice * tiling.c + tile.c + k] = sums[k];
 }
 
-// Bytes: sums and gain [N, C] in; dgain, dbias [N, C] and terms [C] out.
+// Bytes: sums [N, C] and gain in; dgain, dbias (of the rows that the batch has) and terms [C] out.
 template <class A>
 __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
     backward_terms_kernel(Backward args, const Sums<A, 2>* sums, BackwardTerms<A>* terms) {
@@ -61,13 +61,13 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
   A rstd = 0;
   if (c < p.c) {
     rstd = reciprocal_deviation(static_cast<const A*>(args.var)[c], static_cast<A>(p.eps));
-    for (int64_t n = threadIdx.y; n < p.n; n += blockDim.y) {
-      const int64_t plane = n * p.c + c;
-      const A gain = static_cast<const A*>(args.gain)[plane], s0 = sums[plane].at[0], s1 = sums[plane].at[1];
+    for_each_row(p, sums, c, [&](int64_t row, const Sums<A, 2>& sum) {
+      const int64_t plane = row * p.c + c;
+      const A gain = static_cast<const A*>(args.gain)[plane], s0 = sum.at[0], s1 = sum.at[1];
       static_cast<A*>(args.dbias)[plane] = s0;
       static_cast<A*>(args.dgain)[plane] = rstd * s1;
       means[0] = merge(means[0], {gain * s0, gain * s1});
-    }
+    });
   }
   reduce_rows(means);
   if (threadIdx.y != 0 || c >= p.c) return;
@@ -135,17 +135,19 @@ int with_kernels(const Backward& args, F f) {
 
 }  // namespace
 
-int backward(const Backward& args, void* workspace, void* stream) {
+int backward(const Backward& given, void* workspace, void* stream) {
+  Backward args = given;
   const Problem& p = args.problem;
   if (!supported(p)) return cudaErrorInvalidValue;
-  if (p.n * p.c * p.l == 0) return clear_planes(p, {args.dgain, args.dbias}, stream);
+  if (p.n * p.c * p.l == 0) return clear_rows(p, {args.dgain, args.dbias}, stream);
+  Launches launches{stream};
+  workspace = begin_with_order(launches, args, workspace);
   return with_kernels(args, [&](auto access, auto act, const Tiling& tiling) -> int {
     using Access = decltype(access);
     using A = Accumulator<typename Access::Element>;
     auto* sums = static_cast<Sums<A, 2>*>(workspace);                     // [N, C]
     auto* terms = reinterpret_cast<BackwardTerms<A>*>(sums + p.n * p.c);  // [C]
     auto* partials = reinterpret_cast<Sums<A, 2>*>(terms + p.c);          // [N, splits, C]
-    Launches launches{stream};
     launch_sums<Access, act()>(launches, args, tiling, sums, partials);
     launches(backward_terms_kernel<A>, ceil_div<int64_t>(p.c, kFinishX), finish_threads(), args, sums, terms);
     launches(backward_kernel<Access, act()>, tiling.blocks, tiling.threads(), args, tiling, terms);
@@ -153,14 +155,17 @@ int backward(const Backward& args, void* workspace, void* stream) {
   });
 }
 
-int backward_sums(const Backward& args, void* sums, void* workspace, void* stream) {
+int backward_sums(const Backward& given, void* sums, void* workspace, void* stream) {
+  Backward args = given;
   if (!supported(args.problem)) return cudaErrorInvalidValue;
+  Launches launches{stream};
+  workspace = begin_with_order(launches, args, workspace);
   return with_kernels(args, [&](auto access, auto act, const Tiling& tiling) -> int {
     using Access = decltype(access);
     using A = Accumulator<typename Access::Element>;
-    Launches launches{stream};
-    launch_sums<Access, act()>(launches, args, tiling, static_cast<Sums<A, 2>*>(sums),
-                               static_cast<Sums<A, 2>*>(workspace));
+    sums_of_rows<A, 2>(launches, args.problem, sums, workspace, [&](Sums<A, 2>* of_samples, Sums<A, 2>* partials) {
+      launch_sums<Access, act()>(launches, args, tiling, of_samples, partials);
+    });
     return launches.error;
   });
 }

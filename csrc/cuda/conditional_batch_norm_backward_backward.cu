@@ -52,10 +52,11 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
   for (int k = 0; k < kLanes; ++k) partials[tile.slice * tiling.c + tile.c + k] = sums[k];
 }
 
-// Bytes: sums twice, gain, ddgain, ddbias [N, C] in; dgain and sample terms [N, C], channel terms [C] out.
+// Bytes: sums [N, C] twice, gain, ddgain, ddbias in; dgain and row terms (of the rows that the batch has), channel
+// terms [C] out.
 template <class A>
 __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
-    backward_backward_terms_kernel(BackwardBackward args, const Sums<A, 5>* sums, SampleTerms<A>* sample,
+    backward_backward_terms_kernel(BackwardBackward args, const Sums<A, 5>* sums, RowTerms<A>* row_terms,
                                    ChannelTerms<A>* channel) {
   const Problem& p = args.problem;
   const A *gains = static_cast<const A*>(args.gain), *ddgains = static_cast<const A*>(args.ddgain);
@@ -65,13 +66,11 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
   A rstd = 0;
   if (c < p.c) {
     rstd = reciprocal_deviation(static_cast<const A*>(args.var)[c], static_cast<A>(p.eps));
-    for (int64_t n = threadIdx.y; n < p.n; n += blockDim.y) {
-      const int64_t plane = n * p.c + c;
-      const A gain = gains[plane], ddgain = ddgains[plane];
-      const Sums<A, 5> sum = sums[plane];
+    for_each_row(p, sums, c, [&](int64_t row, const Sums<A, 5>& sum) {
+      const A gain = gains[row * p.c + c], ddgain = ddgains[row * p.c + c];
       const A s0 = sum.at[0], s1 = rstd * sum.at[1], t0 = sum.at[2], t1 = rstd * sum.at[3], u = sum.at[4];
       total[0] = merge(total[0], {gain * s0, gain * s1, t0, t1, gain * u, ddgain * s0, ddgain * s1});
-    }
+    });
   }
   reduce_rows(total);
   if (threadIdx.y == 0) {
@@ -84,31 +83,30 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
   __syncthreads();
   if (c >= p.c) return;
   const ChannelMeans<A> m = means[threadIdx.x];
-  for (int64_t n = threadIdx.y; n < p.n; n += blockDim.y) {
-    const int64_t plane = n * p.c + c;
-    const Sums<A, 5> sum = sums[plane];
+  for_each_row(p, sums, c, [&](int64_t row, const Sums<A, 5>& sum) {
+    const int64_t plane = row * p.c + c;
     static_cast<A*>(args.dgain)[plane] = second_order_dgain(rstd, sum.at[0], sum.at[1], sum.at[4], m);
-    sample[plane] =
-        sample_terms(rstd, gains[plane] * rstd, ddgains[plane], static_cast<const A*>(args.ddbias)[plane], m);
-  }
+    row_terms[plane] = gankernels::conditional_batch_norm::row_terms(rstd, gains[plane] * rstd, ddgains[plane],
+                                                                     static_cast<const A*>(args.ddbias)[plane], m);
+  });
 }
 
-// Bytes: given [5, C], gain, ddgain, ddbias [N, C] in; sample terms [N, C], channel terms [C] out.
+// Bytes: given [5, C], gain, ddgain, ddbias [rows, C] in; row terms [rows, C], channel terms [C] out.
 template <class A>
 __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
-    pack_backward_backward_terms_kernel(BackwardBackward args, const A* given, SampleTerms<A>* sample,
+    pack_backward_backward_terms_kernel(BackwardBackward args, const A* given, RowTerms<A>* row_terms,
                                         ChannelTerms<A>* channel) {
   const Problem& p = args.problem;
   const int64_t plane = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x, c = plane % p.c;
-  if (plane >= p.n * p.c) return;
+  if (plane >= p.rows() * p.c) return;
   if (plane < p.c) channel[c] = {given[c], given[p.c + c], given[2 * p.c + c]};
   const A rstd = reciprocal_deviation(static_cast<const A*>(args.var)[c], static_cast<A>(p.eps));
   ChannelMeans<A> means;
   means.a = given[3 * p.c + c];
   means.ax = given[4 * p.c + c];
-  sample[plane] =
-      sample_terms(rstd, static_cast<const A*>(args.gain)[plane] * rstd, static_cast<const A*>(args.ddgain)[plane],
-                   static_cast<const A*>(args.ddbias)[plane], means);
+  row_terms[plane] = gankernels::conditional_batch_norm::row_terms(rstd, static_cast<const A*>(args.gain)[plane] * rstd,
+                                                                   static_cast<const A*>(args.ddgain)[plane],
+                                                                   static_cast<const A*>(args.ddbias)[plane], means);
 }
 
 // Bytes: 3*N*C*L elements in (ddx, dy, x), 2*N*C*L out (ddy, dx). From the end, for what the sums have left in the
@@ -116,7 +114,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
 template <class Access, Activation kAct>
 __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
     backward_backward_kernel(BackwardBackward args, Tiling tiling,
-                             const SampleTerms<Accumulator<typename Access::Element>>* sample_terms,
+                             const RowTerms<Accumulator<typename Access::Element>>* row_terms,
                              const ChannelTerms<Accumulator<typename Access::Element>>* channel_terms) {
   using T = typename Access::Element;
   using A = Accumulator<T>;
@@ -125,11 +123,12 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
   if (tile.count == 0) return;
   const Normalization<A, kLanes> norm(args, tile);
   const A slope = args.problem.slope;
-  SampleTerms<A> sample[kLanes];
+  const int64_t row = known_row(args.problem, tile.n);
+  RowTerms<A> of_row[kLanes];
   ChannelTerms<A> channel[kLanes];
 #pragma unroll
   for (int k = 0; k < kLanes; ++k) {
-    sample[k] = sample_terms[tile.plane + k];
+    of_row[k] = row < 0 ? RowTerms<A>{NAN, NAN} : row_terms[row * tiling.c + tile.c + k];
     channel[k] = channel_terms[tile.c + k];
   }
   stream<4>(
@@ -142,9 +141,9 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
           const A deviation = static_cast<A>(pixels.x.at[i]) - norm.mean[k], ddx = static_cast<A>(pixels.ddx.at[i]);
           const A z = norm.z(deviation, k);
           const A dz = activate_backward<kAct>(z, static_cast<A>(pixels.dy.at[i]), slope);
-          const A ddz = norm.scale[k] * ddx + sample[k].of_dz * deviation + sample[k].of_mask;
+          const A ddz = norm.scale[k] * ddx + of_row[k].of_dz * deviation + of_row[k].of_mask;
           ddys.at[i] = static_cast<T>(activate_backward<kAct>(z, ddz, slope));
-          dxs.at[i] = static_cast<T>(channel[k].of_ddx * ddx + sample[k].of_dz * dz + channel[k].of_x * deviation +
+          dxs.at[i] = static_cast<T>(channel[k].of_ddx * ddx + of_row[k].of_dz * dz + channel[k].of_x * deviation +
                                      channel[k].of_1);
         }
         store(static_cast<T*>(args.ddy) + offset, ddys);
@@ -175,35 +174,40 @@ int with_kernels(const BackwardBackward& args, F f) {
 
 }  // namespace
 
-int backward_backward(const BackwardBackward& args, void* workspace, void* stream) {
+int backward_backward(const BackwardBackward& given, void* workspace, void* stream) {
+  BackwardBackward args = given;
   const Problem& p = args.problem;
   if (!supported(p)) return cudaErrorInvalidValue;
-  if (p.n * p.c * p.l == 0) return clear_planes(p, {args.dgain}, stream);
+  if (p.n * p.c * p.l == 0) return clear_rows(p, {args.dgain}, stream);
+  Launches launches{stream};
+  workspace = begin_with_order(launches, args, workspace);
   return with_kernels(args, [&](auto access, auto act, const Tiling& tiling) -> int {
     using Access = decltype(access);
     using A = Accumulator<typename Access::Element>;
-    auto* sums = static_cast<Sums<A, 5>*>(workspace);                                    // [N, C]
-    auto* sample_terms = reinterpret_cast<SampleTerms<A>*>(sums + p.n * p.c);            // [N, C]
-    auto* channel_terms = reinterpret_cast<ChannelTerms<A>*>(sample_terms + p.n * p.c);  // [C]
-    auto* partials = reinterpret_cast<Sums<A, 5>*>(channel_terms + p.c);                 // [N, splits, C]
-    Launches launches{stream};
+    auto* sums = static_cast<Sums<A, 5>*>(workspace);                                      // [N, C]
+    auto* row_terms = reinterpret_cast<RowTerms<A>*>(sums + p.n * p.c);                    // [rows, C]
+    auto* channel_terms = reinterpret_cast<ChannelTerms<A>*>(row_terms + p.rows() * p.c);  // [C]
+    auto* partials = reinterpret_cast<Sums<A, 5>*>(channel_terms + p.c);                   // [N, splits, C]
     launch_sums<Access, act()>(launches, args, tiling, sums, partials);
     launches(backward_backward_terms_kernel<A>, ceil_div<int64_t>(p.c, kFinishX), finish_threads(), args, sums,
-             sample_terms, channel_terms);
-    launches(backward_backward_kernel<Access, act()>, tiling.blocks, tiling.threads(), args, tiling, sample_terms,
+             row_terms, channel_terms);
+    launches(backward_backward_kernel<Access, act()>, tiling.blocks, tiling.threads(), args, tiling, row_terms,
              channel_terms);
     return launches.error;
   });
 }
 
-int backward_backward_sums(const BackwardBackward& args, void* sums, void* workspace, void* stream) {
+int backward_backward_sums(const BackwardBackward& given, void* sums, void* workspace, void* stream) {
+  BackwardBackward args = given;
   if (!supported(args.problem)) return cudaErrorInvalidValue;
+  Launches launches{stream};
+  workspace = begin_with_order(launches, args, workspace);
   return with_kernels(args, [&](auto access, auto act, const Tiling& tiling) -> int {
     using Access = decltype(access);
     using A = Accumulator<typename Access::Element>;
-    Launches launches{stream};
-    launch_sums<Access, act()>(launches, args, tiling, static_cast<Sums<A, 5>*>(sums),
-                               static_cast<Sums<A, 5>*>(workspace));
+    sums_of_rows<A, 5>(launches, args.problem, sums, workspace, [&](Sums<A, 5>* of_samples, Sums<A, 5>* partials) {
+      launch_sums<Access, act()>(launches, args, tiling, of_samples, partials);
+    });
     return launches.error;
   });
 }
@@ -214,12 +218,12 @@ int backward_backward_apply(const BackwardBackward& args, const void* given, voi
   return with_kernels(args, [&](auto access, auto act, const Tiling& tiling) -> int {
     using Access = decltype(access);
     using A = Accumulator<typename Access::Element>;
-    auto* sample_terms = static_cast<SampleTerms<A>*>(workspace);                        // [N, C]
-    auto* channel_terms = reinterpret_cast<ChannelTerms<A>*>(sample_terms + p.n * p.c);  // [C]
+    auto* row_terms = static_cast<RowTerms<A>*>(workspace);                                // [rows, C]
+    auto* channel_terms = reinterpret_cast<ChannelTerms<A>*>(row_terms + p.rows() * p.c);  // [C]
     Launches launches{stream};
-    launches(pack_backward_backward_terms_kernel<A>, ceil_div<int64_t>(p.n * p.c, kThreads), dim3(kThreads), args,
-             static_cast<const A*>(given), sample_terms, channel_terms);
-    launches(backward_backward_kernel<Access, act()>, tiling.blocks, tiling.threads(), args, tiling, sample_terms,
+    launches(pack_backward_backward_terms_kernel<A>, ceil_div<int64_t>(p.rows() * p.c, kThreads), dim3(kThreads), args,
+             static_cast<const A*>(given), row_terms, channel_terms);
+    launches(backward_backward_kernel<Access, act()>, tiling.blocks, tiling.threads(), args, tiling, row_terms,
              channel_terms);
     return launches.error;
   });

@@ -57,8 +57,7 @@ inline Tiling tile_pictures(int64_t n, int64_t c, int64_t l, Layout layout, int 
 struct Tile {
   int64_t offset, stride, count;  // of its vectors, in elements
   int64_t slice;                  // which partial result of its channels: n * splits + split
-  int64_t plane;                  // n * C + c
-  int64_t c;                      // its channel, or the first of them
+  int64_t n, c;                   // its sample; its channel, or the first of them
   bool leader;                    // it holds what reduce() returns, and there are such channels
 };
 
@@ -79,7 +78,7 @@ struct Access {
       split = slice % t.splits;
       tile.slice = slice;
       tile.c = (static_cast<int64_t>(block % t.chunks) * t.x + threadIdx.x) * kWidth;
-      tile.plane = n * t.c + tile.c;
+      tile.n = n;
       exists = tile.c < t.c;
       tile.leader = exists && threadIdx.y == 0;
       first = split * t.span + threadIdx.y;
@@ -91,12 +90,12 @@ struct Access {
       split = block % t.splits;
       tile.slice = static_cast<int64_t>(n) * t.splits + split;
       tile.c = plane - n * t.c;
-      tile.plane = plane;
+      tile.n = n;
       exists = plane < t.n * t.c;
       tile.leader = exists && threadIdx.x == 0;
       first = split * t.span + threadIdx.x * kWidth;
       step = t.x * kWidth;
-      tile.offset = tile.plane * t.l + first;
+      tile.offset = static_cast<int64_t>(plane) * t.l + first;
       tile.stride = step;
     }
     const int64_t last = min((split + 1) * t.span, t.l);

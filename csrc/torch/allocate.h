@@ -10,11 +10,10 @@
 
 namespace gankernels {
 
-// at::empty_like. On the CPU, torch returns memory of this size to the system and gets it again for the next output,
-// one page fault for every 4 KiB: more time than a fused kernel takes for its arithmetic. Asking for huge pages makes
-// that one fault for every 2 MiB. Where the system has no huge pages to give, nothing changes.
-inline at::Tensor empty_like_pixels(const at::Tensor& x, at::ScalarType dtype) {
-  at::Tensor y = at::empty_like(x, x.options().dtype(dtype));
+// On the CPU, torch returns memory of this size to the system and gets it again for the next output, one page fault for
+// every 4 KiB: more time than a fused kernel takes for its arithmetic. Asking for huge pages makes that one fault for
+// every 2 MiB. Where the system has no huge pages to give, nothing changes.
+inline void use_huge_pages(at::Tensor& y) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uintptr_t kHugePage = 2 << 20, kWorthwhile = 2 * kHugePage;
   if (y.is_cpu() && y.nbytes() >= kWorthwhile) {
@@ -24,6 +23,12 @@ inline at::Tensor empty_like_pixels(const at::Tensor& x, at::ScalarType dtype) {
     madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
   }
 #endif
+}
+
+// at::empty_like, in huge pages.
+inline at::Tensor empty_like_pixels(const at::Tensor& x, at::ScalarType dtype) {
+  at::Tensor y = at::empty_like(x, x.options().dtype(dtype));
+  use_huge_pages(y);
   return y;
 }
 inline at::Tensor empty_like_pixels(const at::Tensor& x) {

@@ -66,12 +66,14 @@ void launch(const Args& args, const Tensor& gain) {
 // ---- The ops ----
 
 std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x_, const Tensor& gain_, const Tensor& bias_,
-                                           const std::optional<Tensor>& mean_, const std::optional<Tensor>& var_,
-                                           double eps, std::string_view activation, double slope) {
+                                           const std::optional<Tensor>& labels_, const std::optional<Tensor>& mean_,
+                                           const std::optional<Tensor>& var_, double eps, std::string_view activation,
+                                           double slope) {
   TORCH_CHECK(mean_.has_value() == var_.has_value(), "mean and var: got one of them, expected both or none");
-  const Problem p = problem_of(x_, !mean_.has_value(), eps, activation, slope);
-  const Tensor x = pixels("x", x_, x_, p), gain = small("gain", gain_, x, {p.n, p.c}),
-               bias = small("bias", bias_, x, {p.n, p.c});
+  Problem p = problem_of(x_, !mean_.has_value(), eps, activation, slope);
+  const auto labels = use_labels(p, labels_, x_, gain_);
+  const Tensor x = pixels("x", x_, x_, p), gain = small("gain", gain_, x, {p.rows(), p.c}),
+               bias = small("bias", bias_, x, {p.rows(), p.c});
   // An op may not return its input, hence the copies of given statistics.
   Tensor mean = mean_ ? small("mean", *mean_, x, {p.c}).clone() : at::empty({p.c}, gain.options()),
          var = var_ ? small("var", *var_, x, {p.c}).clone() : at::empty({p.c}, gain.options());
@@ -83,14 +85,15 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x_, const Tensor& gain_
 }
 
 std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& dy_, const Tensor& x_, const Tensor& gain_,
-                                            const Tensor& bias_, const Tensor& mean_, const Tensor& var_,
-                                            bool batch_statistics, double eps, std::string_view activation,
-                                            double slope) {
-  const Problem p = problem_of(x_, batch_statistics, eps, activation, slope);
-  const Tensor x = pixels("x", x_, x_, p), dy = pixels("dy", dy_, x_, p), gain = small("gain", gain_, x, {p.n, p.c}),
-               bias = small("bias", bias_, x, {p.n, p.c}), mean = small("mean", mean_, x, {p.c}),
-               var = small("var", var_, x, {p.c});
-  Tensor dx = empty_like_pixels(x), dgain = at::empty_like(gain), dbias = at::empty_like(bias);
+                                            const Tensor& bias_, const std::optional<Tensor>& labels_,
+                                            const Tensor& mean_, const Tensor& var_, bool batch_statistics, double eps,
+                                            std::string_view activation, double slope) {
+  Problem p = problem_of(x_, batch_statistics, eps, activation, slope);
+  const auto labels = use_labels(p, labels_, x_, gain_);
+  const Tensor x = pixels("x", x_, x_, p), dy = pixels("dy", dy_, x_, p),
+               gain = small("gain", gain_, x, {p.rows(), p.c}), bias = small("bias", bias_, x, {p.rows(), p.c}),
+               mean = small("mean", mean_, x, {p.c}), var = small("var", var_, x, {p.c});
+  Tensor dx = empty_like_pixels(x), dgain = row_sums(p, gain, gain.sizes()), dbias = row_sums(p, gain, gain.sizes());
   if (x.numel() == 0) return {dx, dgain.zero_().to(gain_.scalar_type()), dbias.zero_().to(bias_.scalar_type())};
   launch(Backward{p, dy.const_data_ptr(), x.const_data_ptr(), gain.const_data_ptr(), bias.const_data_ptr(),
                   mean.const_data_ptr(), var.const_data_ptr(), dx.mutable_data_ptr(), dgain.mutable_data_ptr(),
@@ -101,15 +104,17 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& dy_, const Tensor& x_,
 
 std::tuple<Tensor, Tensor, Tensor> backward_backward(const Tensor& ddx_, const Tensor& ddgain_, const Tensor& ddbias_,
                                                      const Tensor& dy_, const Tensor& x_, const Tensor& gain_,
-                                                     const Tensor& bias_, const Tensor& mean_, const Tensor& var_,
-                                                     bool batch_statistics, double eps, std::string_view activation,
-                                                     double slope) {
-  const Problem p = problem_of(x_, batch_statistics, eps, activation, slope);
+                                                     const Tensor& bias_, const std::optional<Tensor>& labels_,
+                                                     const Tensor& mean_, const Tensor& var_, bool batch_statistics,
+                                                     double eps, std::string_view activation, double slope) {
+  Problem p = problem_of(x_, batch_statistics, eps, activation, slope);
+  const auto labels = use_labels(p, labels_, x_, gain_);
   const Tensor x = pixels("x", x_, x_, p), dy = pixels("dy", dy_, x_, p), ddx = pixels("ddx", ddx_, x_, p),
-               gain = small("gain", gain_, x, {p.n, p.c}), bias = small("bias", bias_, x, {p.n, p.c}),
-               ddgain = small("ddgain", ddgain_, x, {p.n, p.c}), ddbias = small("ddbias", ddbias_, x, {p.n, p.c}),
-               mean = small("mean", mean_, x, {p.c}), var = small("var", var_, x, {p.c});
-  Tensor ddy = empty_like_pixels(x), dx = empty_like_pixels(x), dgain = at::empty_like(gain);
+               gain = small("gain", gain_, x, {p.rows(), p.c}), bias = small("bias", bias_, x, {p.rows(), p.c}),
+               ddgain = small("ddgain", ddgain_, x, {p.rows(), p.c}),
+               ddbias = small("ddbias", ddbias_, x, {p.rows(), p.c}), mean = small("mean", mean_, x, {p.c}),
+               var = small("var", var_, x, {p.c});
+  Tensor ddy = empty_like_pixels(x), dx = empty_like_pixels(x), dgain = row_sums(p, gain, gain.sizes());
   if (x.numel() == 0) return {ddy, dx, dgain.zero_().to(gain_.scalar_type())};
   launch(
       BackwardBackward{p, ddx.const_data_ptr(), ddgain.const_data_ptr(), ddbias.const_data_ptr(), dy.const_data_ptr(),

@@ -5,6 +5,12 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros.h>
+
+#include <algorithm>
+#include <array>
+#include <numeric>
 
 #include "../cpu/conditional_batch_norm.h"
 #include "common.h"
@@ -42,6 +48,38 @@ inline Tensor small(const char* name, const Tensor& t, const Tensor& x, at::IntA
   TORCH_CHECK(t.sizes() == shape, name, ": got shape ", t.sizes(), ", expected ", shape);
   TORCH_CHECK(t.device() == x.device(), name, ": got device ", t.device(), ", expected ", x.device());
   return t.to(accumulator_of(x)).contiguous();
+}
+
+// Lets the problem's samples have the rows of gain and bias that `labels` names, where there are any. Returns what the
+// problem points to from then on.
+inline std::array<Tensor, 2> use_labels(Problem& p, const std::optional<Tensor>& labels_, const Tensor& x,
+                                        const Tensor& gain) {
+  if (!labels_) return {};
+  TORCH_CHECK(gain.dim() == 2, "gain: got ", gain.dim(), " dimensions, expected 2 with labels: [classes, C]");
+  TORCH_CHECK(labels_->sizes() == at::IntArrayRef{p.n}, "labels: got shape ", labels_->sizes(), ", expected ", p.n);
+  TORCH_CHECK(labels_->scalar_type() == at::kLong, "labels: got dtype ", labels_->scalar_type(), ", expected int64");
+  TORCH_CHECK(labels_->device() == x.device(), "labels: got device ", labels_->device(), ", expected ", x.device());
+  const Tensor labels = labels_->contiguous();
+  // An empty tensor has no address, but none is for no labels.
+  static constexpr int64_t kNone = -1;
+  p.labels = p.n > 0 ? labels.const_data_ptr<int64_t>() : &kNone;
+  p.classes = gain.size(0);
+  if (x.is_cuda()) return {labels};  // where asking would wait for the GPU, the kernels look after themselves
+  const int64_t *begin = p.labels, *end = begin + p.n;
+  const auto known = [&](int64_t label) { return label >= 0 && label < p.classes; };
+  const auto* unknown = std::find_if_not(begin, end, known);
+  TORCH_CHECK_INDEX(unknown == end, "labels: got ", *unknown, ", expected 0 to ", p.classes - 1);
+  const Tensor order = at::empty_like(labels);
+  auto* places = order.mutable_data_ptr<int64_t>();
+  std::iota(places, places + p.n, int64_t(0));
+  std::stable_sort(places, places + p.n, [&](int64_t a, int64_t b) { return begin[a] < begin[b]; });
+  p.order = places;
+  return {labels, order};
+}
+
+// For sums over the samples of each row of gain, [rows, C, ...]; no kernel writes a class that the batch has not.
+inline Tensor row_sums(const Problem& p, const Tensor& gain, at::IntArrayRef shape) {
+  return p.labels ? at::zeros(shape, gain.options()) : at::empty(shape, gain.options());
 }
 
 // ---- The CPU's threads ----

@@ -31,13 +31,15 @@ std::tuple<Tensor, Tensor> statistics(const Tensor& x_) {
   return {mean, var};
 }
 
-Tensor backward_sums(const Tensor& dy_, const Tensor& x_, const Tensor& gain_, const Tensor& bias_, const Tensor& mean_,
-                     const Tensor& var_, double eps, std::string_view activation, double slope) {
-  const Problem p = problem_of(x_, true, eps, activation, slope);
-  const Tensor x = pixels("x", x_, x_, p), dy = pixels("dy", dy_, x_, p), gain = small("gain", gain_, x, {p.n, p.c}),
-               bias = small("bias", bias_, x, {p.n, p.c}), mean = small("mean", mean_, x, {p.c}),
-               var = small("var", var_, x, {p.c});
-  Tensor sums = at::empty({p.n, p.c, cpu::kPartials[1]}, gain.options());
+Tensor backward_sums(const Tensor& dy_, const Tensor& x_, const Tensor& gain_, const Tensor& bias_,
+                     const std::optional<Tensor>& labels_, const Tensor& mean_, const Tensor& var_, double eps,
+                     std::string_view activation, double slope) {
+  Problem p = problem_of(x_, true, eps, activation, slope);
+  const auto labels = use_labels(p, labels_, x_, gain_);
+  const Tensor x = pixels("x", x_, x_, p), dy = pixels("dy", dy_, x_, p),
+               gain = small("gain", gain_, x, {p.rows(), p.c}), bias = small("bias", bias_, x, {p.rows(), p.c}),
+               mean = small("mean", mean_, x, {p.c}), var = small("var", var_, x, {p.c});
+  Tensor sums = row_sums(p, gain, {p.rows(), p.c, cpu::kPartials[1]});
   if (x.numel() == 0) return sums.zero_();
   const Backward args = {p,
                          dy.const_data_ptr(),
@@ -67,12 +69,14 @@ Tensor backward_sums(const Tensor& dy_, const Tensor& x_, const Tensor& gain_, c
 }
 
 Tensor backward_apply(const Tensor& dy_, const Tensor& x_, const Tensor& gain_, const Tensor& bias_,
-                      const Tensor& mean_, const Tensor& var_, const Tensor& terms_, double eps,
-                      std::string_view activation, double slope) {
-  const Problem p = problem_of(x_, true, eps, activation, slope);
-  const Tensor x = pixels("x", x_, x_, p), dy = pixels("dy", dy_, x_, p), gain = small("gain", gain_, x, {p.n, p.c}),
-               bias = small("bias", bias_, x, {p.n, p.c}), mean = small("mean", mean_, x, {p.c}),
-               var = small("var", var_, x, {p.c}), terms = small("terms", terms_, x, {cpu::kTerms[1], p.c});
+                      const std::optional<Tensor>& labels_, const Tensor& mean_, const Tensor& var_,
+                      const Tensor& terms_, double eps, std::string_view activation, double slope) {
+  Problem p = problem_of(x_, true, eps, activation, slope);
+  const auto labels = use_labels(p, labels_, x_, gain_);
+  const Tensor x = pixels("x", x_, x_, p), dy = pixels("dy", dy_, x_, p),
+               gain = small("gain", gain_, x, {p.rows(), p.c}), bias = small("bias", bias_, x, {p.rows(), p.c}),
+               mean = small("mean", mean_, x, {p.c}), var = small("var", var_, x, {p.c}),
+               terms = small("terms", terms_, x, {cpu::kTerms[1], p.c});
   Tensor dx = empty_like_pixels(x);
   if (x.numel() == 0) return dx;
   const Backward args = {p,
@@ -100,13 +104,14 @@ Tensor backward_apply(const Tensor& dy_, const Tensor& x_, const Tensor& gain_, 
 }
 
 Tensor backward_backward_sums(const Tensor& ddx_, const Tensor& dy_, const Tensor& x_, const Tensor& gain_,
-                              const Tensor& bias_, const Tensor& mean_, const Tensor& var_, double eps,
-                              std::string_view activation, double slope) {
-  const Problem p = problem_of(x_, true, eps, activation, slope);
+                              const Tensor& bias_, const std::optional<Tensor>& labels_, const Tensor& mean_,
+                              const Tensor& var_, double eps, std::string_view activation, double slope) {
+  Problem p = problem_of(x_, true, eps, activation, slope);
+  const auto labels = use_labels(p, labels_, x_, gain_);
   const Tensor x = pixels("x", x_, x_, p), dy = pixels("dy", dy_, x_, p), ddx = pixels("ddx", ddx_, x_, p),
-               gain = small("gain", gain_, x, {p.n, p.c}), bias = small("bias", bias_, x, {p.n, p.c}),
+               gain = small("gain", gain_, x, {p.rows(), p.c}), bias = small("bias", bias_, x, {p.rows(), p.c}),
                mean = small("mean", mean_, x, {p.c}), var = small("var", var_, x, {p.c});
-  Tensor sums = at::empty({p.n, p.c, cpu::kPartials[2]}, gain.options());
+  Tensor sums = row_sums(p, gain, {p.rows(), p.c, cpu::kPartials[2]});
   if (x.numel() == 0) return sums.zero_();
   const BackwardBackward args = {p,
                                  ddx.const_data_ptr(),
@@ -141,15 +146,16 @@ Tensor backward_backward_sums(const Tensor& ddx_, const Tensor& dy_, const Tenso
 
 std::tuple<Tensor, Tensor> backward_backward_apply(const Tensor& ddx_, const Tensor& ddgain_, const Tensor& ddbias_,
                                                    const Tensor& dy_, const Tensor& x_, const Tensor& gain_,
-                                                   const Tensor& bias_, const Tensor& mean_, const Tensor& var_,
-                                                   const Tensor& terms_, double eps, std::string_view activation,
-                                                   double slope) {
-  const Problem p = problem_of(x_, true, eps, activation, slope);
+                                                   const Tensor& bias_, const std::optional<Tensor>& labels_,
+                                                   const Tensor& mean_, const Tensor& var_, const Tensor& terms_,
+                                                   double eps, std::string_view activation, double slope) {
+  Problem p = problem_of(x_, true, eps, activation, slope);
+  const auto labels = use_labels(p, labels_, x_, gain_);
   const Tensor x = pixels("x", x_, x_, p), dy = pixels("dy", dy_, x_, p), ddx = pixels("ddx", ddx_, x_, p),
-               gain = small("gain", gain_, x, {p.n, p.c}), bias = small("bias", bias_, x, {p.n, p.c}),
-               ddgain = small("ddgain", ddgain_, x, {p.n, p.c}), ddbias = small("ddbias", ddbias_, x, {p.n, p.c}),
-               mean = small("mean", mean_, x, {p.c}), var = small("var", var_, x, {p.c}),
-               terms = small("terms", terms_, x, {cpu::kTerms[2], p.c});
+               gain = small("gain", gain_, x, {p.rows(), p.c}), bias = small("bias", bias_, x, {p.rows(), p.c}),
+               ddgain = small("ddgain", ddgain_, x, {p.rows(), p.c}),
+               ddbias = small("ddbias", ddbias_, x, {p.rows(), p.c}), mean = small("mean", mean_, x, {p.c}),
+               var = small("var", var_, x, {p.c}), terms = small("terms", terms_, x, {cpu::kTerms[2], p.c});
   Tensor ddy = empty_like_pixels(x), dx = empty_like_pixels(x);
   if (x.numel() == 0) return {ddy, dx};
   const BackwardBackward args = {p,

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from gankernels.bench import providers
-from gankernels.bench.declaration import Benchmark, Case
-from gankernels.bench.memory import peak_mib
+from gankernels.bench.declaration import FORWARD_BACKWARD, Benchmark, Case
+from gankernels.bench.memory import peak_mib, saved_mib
 from gankernels.bench.problem import Problem
 from gankernels.bench.providers import PEERS, Provider
 from gankernels.bench.timing import ContenderError, Times, interleave
@@ -39,6 +39,7 @@ class Entry:
     verdict: str = "yes"
     times: Times | None = None
     peak_mib: float | None = None
+    saved_mib: float | None = None  # what the forward keeps for the backward, in the mode that has both
 
 
 def carry_out(
@@ -123,6 +124,10 @@ def _time(problem: Problem, entries: Sequence[Entry], repeats: int | None, budge
             # Graphs that a contender brings hold their memory from call to call.
             if not names[name].provider.graphed:
                 names[name].peak_mib = peak_mib(partial(contender, 0), device)
+                if problem.mode == FORWARD_BACKWARD:
+                    provider = names[name].provider
+                    inputs = problem.inputs(provider.dtype, provider.channels_last)
+                    names[name].saved_mib = saved_mib(provider.function, inputs)
         return
 
 

@@ -20,6 +20,8 @@ from torch.nn.utils import parametrize
 from gankernels import models
 from gankernels.bench.stock import to_stock
 from gankernels.models import GeneratorModule
+from gankernels.nn.spectral_norm import SpectralNorm
+from gankernels.ops import spectral_norm
 
 #: A preset's overrides as pairs, so that they can be a key.
 Settings = tuple[tuple[str, Any], ...]
@@ -32,7 +34,7 @@ _INPUTS = 4  # pictures, labels, latents and weights of the interpolation; the n
 class Networks:
     """A preset's networks without the numbers in them, on the meta device: what is done with those that are given.
 
-    Their layers are freed of torch's spectral norms, which stand apart: each is taken once a step and outside autocast,
+    Their layers are freed of their spectral norms, which stand apart: each is taken once a step and outside autocast,
     as the trainer takes it, however often the discriminator is called.
     """
 
@@ -99,7 +101,7 @@ def new_inputs(preset: str, settings: Settings, shape: tuple[int, ...], rng: tor
     players = (generator, discriminator)
     return [
         torch.rand(shape, generator=rng) * 2 - 1,
-        torch.randint(generator.num_classes, shape[:1], generator=rng),
+        torch.randint(max(generator.num_classes, 1), shape[:1], generator=rng),
         torch.randn(shape[0], generator.dim_z, generator=rng),
         torch.rand(shape[0], 1, 1, 1, generator=rng),
         *(t.detach().contiguous() for t in itertools.chain(*(player.parameters() for player in players))),
@@ -148,10 +150,7 @@ def run(step: Step, players: Networks, tensors: Sequence[Tensor]) -> list[Tensor
     # Running statistics and the vectors of spectral norms move within a step: it has its own.
     buffers = {name: tensor.detach().clone() for name, tensor in zip(players.buffers, state[count:], strict=True)}
     given = {**weights, **buffers}
-    for name, norm in players.norms.items():
-        prefix = name.removesuffix("weight") + "parametrizations.weight."
-        vectors = {vector: given.pop(f"{prefix}0.{vector}") for vector, _ in norm.named_buffers()}
-        given[name] = functional_call(norm, vectors, (given.pop(f"{prefix}original"),))
+    _take_spectral_norms(given, players.norms)
 
     def call(player: nn.Module, prefix: str, *args: Tensor) -> Tensor:
         own = {name.removeprefix(prefix): tensor for name, tensor in given.items() if name.startswith(prefix)}
@@ -170,6 +169,22 @@ def run(step: Step, players: Networks, tensors: Sequence[Tensor]) -> list[Tensor
     loss = step.loss(game)
     updated = [tensor for name, tensor in weights.items() if name.startswith(step.updates)]
     return [loss.detach(), *torch.autograd.grad(loss, updated)]
+
+
+def _take_spectral_norms(given: dict[str, Tensor], norms: Mapping[str, nn.Module]) -> None:
+    """Put the normalised weights in the place of those they are made from: ours by one call, torch's one by one."""
+    prefixes = [name.removesuffix("weight") + "parametrizations.weight." for name in norms]
+    weights = [given.pop(f"{prefix}original") for prefix in prefixes]
+    u, v = ([given.pop(f"{prefix}0.{vector}") for prefix in prefixes] for vector in ("_u", "_v"))
+    ours = [norm for norm in norms.values() if isinstance(norm, SpectralNorm)]
+    if len(ours) == len(norms) > 0:
+        normalised = spectral_norm(weights, u, v, dims=[norm.dim for norm in ours], eps=ours[0].eps)
+    else:
+        normalised = [
+            functional_call(norm, {"_u": u_, "_v": v_}, (weight,))
+            for norm, weight, u_, v_ in zip(norms.values(), weights, u, v, strict=True)
+        ]
+    given.update(zip(norms, normalised, strict=True))
 
 
 def _full(tensor: Tensor) -> Tensor:

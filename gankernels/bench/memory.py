@@ -1,12 +1,13 @@
-"""How much memory one call takes beyond its inputs."""
+"""How much memory one call takes beyond its inputs, and what it keeps for its backward."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
+from torch import Tensor
 
 
 def peak_mib(call: Callable[[], object], device: str) -> float:
@@ -33,6 +34,25 @@ def peak_mib(call: Callable[[], object], device: str) -> float:
             peak = max(peak, allocated)
     del results
     return peak / 2**20
+
+
+def saved_mib(function: Callable[..., object], inputs: Sequence[Tensor]) -> float:
+    """MiB of memory that ``function(*inputs)`` keeps for its backward, an input that is kept included.
+
+    Tensors that share memory count once.
+    """
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def pack(t: Tensor) -> Tensor:
+        storage = t.untyped_storage()
+        # Held on to, so that no other tensor gets its address.
+        kept[storage.data_ptr()] = storage
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        results = function(*inputs)
+    del results
+    return sum(storage.nbytes() for storage in kept.values()) / 2**20
 
 
 @contextlib.contextmanager

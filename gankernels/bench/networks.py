@@ -61,19 +61,24 @@ QUICK = {
 
 
 def conditional_batch_norm_cases(device: str | None = None) -> list[Case]:
-    """Every distinct conditional batch norm, ReLU behind it; shape [N, C, H, W] of its input.
+    """Every distinct conditional batch norm, ReLU behind it, and the first of BigGAN-128 for one sample.
+
+    The shape is that of its input, [N, C, H, W].
 
     Args:
         device: the device type whose batch is taken; None takes CUDA's where there is a GPU. So for all cases here.
     """
-    named = Case("batch 64, 192 channels, 32 px", (64, 192, 32, 32), quick=True)
+    named = [
+        Case("batch 64, 192 channels, 32 px", (64, 192, 32, 32), quick=True),
+        Case("one sample, 1536 channels, 4 px", (1, 1536, 4, 4)),
+    ]
 
     def case(layer: Layer, batch: int) -> tuple[tuple[int, ...], dict[str, Any]] | None:
         if layer.kind != "conditional_batch_norm":
             return None
         return (batch, layer.c_out, layer.size, layer.size), {}
 
-    return [named, *_cases("conditional_batch_norm", case, device)]
+    return [*named, *_cases("conditional_batch_norm", case, device)]
 
 
 def bias_act_cases(device: str | None = None) -> list[Case]:

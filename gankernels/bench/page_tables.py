@@ -30,6 +30,7 @@ _COLUMNS: dict[str, tuple[str, Form]] = {
     "ms_p80": ("p80", charts.ms),
     "images/s": ("images/s", "{:,.0f}".format),
     "peak_mib": ("peak MiB", charts.ms),
+    "saved_mib": ("saved MiB", charts.ms),
     "floor_kind": ("floor", None),
     "impl": ("ran as", None),
     "layout": ("layout", None),

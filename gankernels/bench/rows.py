@@ -21,7 +21,7 @@ from gankernels.errors import InputError
 
 COLUMNS = (
     *("op", "position", "shape", "dtype", "layout", "mode", "provider", "impl", "ms", "ms_p20", "ms_p80"),
-    *("speedup_vs_eager", "speedup_vs_best_peer", "floor_share", "floor_kind", "peak_mib", "correct"),
+    *("speedup_vs_eager", "speedup_vs_best_peer", "floor_share", "floor_kind", "peak_mib", "saved_mib", "correct"),
     *("device", "driver", "torch", "triton", "gankernels", "commit", "date"),
 )
 #: Column -> text. A number stands as the files hold it; what there is none of is empty.

@@ -106,8 +106,12 @@ def measure(
     repeats: int | None = None,
     progress: Progress | None = None,
     memory: str = "kept",
+    budget_s: float | None = None,
 ) -> Iterator[list[Row]]:
-    """The rows of each group, as soon as they are there, on the device of ``ceilings``; arguments as of :func:`run`."""
+    """The rows of each group, as soon as they are there, on the device of ``ceilings``; arguments as of :func:`run`.
+
+    ``budget_s`` is how many seconds the turns of a group take where ``repeats`` does not say their number.
+    """
     if memory not in MEMORY:
         raise InputError(f"memory: got {memory!r}, expected {' or '.join(MEMORY)}")
     device = ceilings.device
@@ -117,7 +121,7 @@ def measure(
         if progress is not None:
             progress(index, len(groups), str(group))
         with peers_at_their_best():
-            entries, working_set = carry_out(group, device, quick, repeats, _BUDGET_S[quick])
+            entries, working_set = carry_out(group, device, quick, repeats, budget_s or _BUDGET_S[quick])
         rows = _rows(group, entries, working_set, ceilings)
         for row in rows:
             row |= stamped
@@ -159,5 +163,6 @@ def _rows(group: Group, entries: Sequence[Entry], working_set: float | None, cei
             row["speedup_vs_best_peer"] = f"{peer / times.median:.2f}" if peer else ""
             row["floor_share"] = f"{floor / times.median:.3f}"
             row["peak_mib"] = "" if entry.peak_mib is None else f"{entry.peak_mib:.2f}"
+            row["saved_mib"] = "" if entry.saved_mib is None else f"{entry.saved_mib:.4g}"
         rows.append(row)
     return rows

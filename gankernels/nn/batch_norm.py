@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from gankernels.nn._statistics import BatchStatistics, affine
-from gankernels.ops import conditional_batch_norm
+from gankernels.ops.conditional_batch_norm import conditional_batch_norm
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 
 from gankernels.errors import InputError
 from gankernels.nn._statistics import BatchStatistics
-from gankernels.ops import conditional_batch_norm
+from gankernels.ops.conditional_batch_norm import conditional_batch_norm
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -18,9 +18,9 @@ class ConditionalBatchNorm2d(BatchStatistics):
 
     ``y = act((x - mean) / sqrt(var + eps) * gain(cond) + bias(cond))``
 
-    The condition is either a class label (``num_classes``: a table of gains and a table of biases, as in SNGAN) or a
-    vector (``cond_features``: two linear maps without bias, ``gain = 1 + W_gain cond``, as in BigGAN). A module that is
-    new computes plain batch normalisation for every label.
+    The condition is either a class label (``num_classes``: a table of gains and one of biases, as in SNGAN, looked up
+    inside the kernels) or a vector (``cond_features``: two linear maps without bias, ``gain = 1 + W_gain cond``, as in
+    BigGAN). A module that is new computes plain batch normalisation for every label.
 
     Args:
         num_features: C, the channels of the input.
@@ -106,9 +106,10 @@ class ConditionalBatchNorm2d(BatchStatistics):
 
     def forward(self, x: Tensor, cond: Tensor) -> Tensor:
         """Normalise ``x`` [N, C, H, W] under ``cond``: int64 labels [N], or vectors [N, cond_features]."""
-        gain, bias = self.gain(cond), self.bias(cond)  # [N, C]
-        if self.num_classes is None:
-            gain = 1 + gain
+        if self.num_classes is not None:  # the kernels look the labels up
+            gain, bias = (cast(Tensor, table.weight) for table in (self.gain, self.bias))  # [num_classes, C]
+            return conditional_batch_norm(x, gain, bias, labels=cond, **self._arguments())
+        gain, bias = 1 + self.gain(cond), self.bias(cond)  # [N, C]
         return conditional_batch_norm(x, gain, bias, **self._arguments())
 
     def extra_repr(self) -> str:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from gankernels.errors import InputError
 from gankernels.nn._statistics import affine
-from gankernels.ops import conditional_batch_norm
+from gankernels.ops.conditional_batch_norm import conditional_batch_norm
 
 
 class InstanceNorm2d(torch.nn.InstanceNorm2d):

@@ -55,9 +55,8 @@ class SpectralNorm(nn.Module):
         if weight.dim() > 1:
             matrix = reference.matrix(weight.detach(), self.dim)
             u, v = (F.normalize(weight.detach().new_empty(size).normal_(), dim=0, eps=eps) for size in matrix.shape)
-            _, u, v, _ = reference.spectral_norm(
-                weight.detach(), u, v, dim=self.dim, n_power_iterations=_FIRST_ITERATIONS, eps=eps
-            )
+            first = 0 if weight.is_meta else _FIRST_ITERATIONS  # on the meta device they are a second a network
+            _, u, v, _ = reference.spectral_norm(weight.detach(), u, v, dim=self.dim, n_power_iterations=first, eps=eps)
             self.register_buffer("_u", u.to(weight.dtype))
             self.register_buffer("_v", v.to(weight.dtype))
 

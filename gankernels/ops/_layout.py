@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -39,3 +41,18 @@ def alike(t: Tensor, like: Tensor) -> Tensor:
     if all(a == b for a, b, size in pairs if size != 1):
         return t
     return torch.empty_like(like).copy_(t)
+
+
+def prefers_channels_last(x: Tensor) -> bool:
+    """Whether x [N, C, H, W] votes for a channels_last output, as PyTorch's convolutions have it.
+
+    Strides decide where the sizes leave it open: [N, 1, H, W] and [O, C, 1, 1] can be both.
+    """
+    _, channel, row, column = x.stride()
+    return channel <= column and channel < row
+
+
+def strides_4d(size: Sequence[int], channels_last: bool) -> tuple[int, int, int, int]:
+    """The strides of a dense [N, C, H, W] in one of the two layouts."""
+    _, c, h, w = size
+    return (h * w * c, 1, w * c, c) if channels_last else (c * h * w, h * w, w, 1)

@@ -116,3 +116,25 @@ def refuse_transforms(op: str, *tensors: Tensor) -> None:
             raise RuntimeError(
                 f"{op}: forward-mode AD is not supported by the fused kernels; pass impl='reference' for it"
             )
+
+
+# None where a version of torch has no such question: then everything counts as asked for.
+_will_execute: Callable[[Any], bool] | None = getattr(torch._C, "_will_engine_execute_node", None)
+
+
+def asked_for(ctx: Any, index: int) -> bool:
+    """Whether the backward pass that runs now passes on the gradient of ``ctx``'s tensor argument number ``index``.
+
+    ``ctx.needs_input_grad`` is what forward knew: it says yes to the weights of a network of which
+    ``autograd.grad(out, x)`` wants the input's gradient alone. PyTorch's own formulas ask the engine, and so does this.
+    Arguments that are not tensors, or None, do not count in ``index``.
+    """
+    if _will_execute is None or torch.compiler.is_compiling():
+        return True
+    node, _ = ctx.next_functions[index]
+    if node is None:
+        return False
+    try:
+        return _will_execute(node)
+    except RuntimeError:  # What it says of a leaf that is one of grad's inputs, and of none but these.
+        return True

@@ -15,8 +15,9 @@ from typing import Annotated, NoReturn
 import tyro
 
 from gankernels.errors import InputError
-from gankernels.train.config import Config, preset
+from gankernels.train.config import Config
 from gankernels.train.loop import read_config, train
+from gankernels.train.presets import preset
 from gankernels.train.telemetry import Diverged
 
 

@@ -1,4 +1,4 @@
-"""What a run is: frozen dataclasses, presets that fill them, and which of it may change on resuming."""
+"""What a run is: frozen dataclasses, and which of it may change on resuming."""
 
 from __future__ import annotations
 
@@ -19,13 +19,27 @@ class NetworkConfig:
     ch: int
     """Unit of width."""
     widths: tuple[float, ...] = (1, 1, 1, 1)
-    """Width of each stage, in units of ch."""
+    """Width of each stage, in units of ch: the generator's from 4 px up, the discriminator's from the picture down."""
     lr: float = 2e-4
     """Learning rate."""
     betas: tuple[float, float] = (0.0, 0.9)
     """Adam's decay rates of the first and second moment."""
     eps: float = 1e-8
     """Adam's epsilon."""
+
+
+@dataclass(frozen=True)
+class ArchitectureConfig:
+    """What else a preset lets one choose; None is its own choice, or that there is none."""
+
+    shared_embedding: bool | None = None
+    """One embedding of the class for all norms of the generator, not a table in each."""
+    shared_dim: int | None = None
+    """Length of that embedding."""
+    hierarchical_z: bool | None = None
+    """A chunk of the latent goes to each block of the generator."""
+    attention: int | None = None
+    """Resolution of the self-attention; 0 for none."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +84,9 @@ class Config:
     """Images in a step of the discriminator, and samples in a step of the generator."""
     n_dis: int = 1
     """Discriminator steps per generator step."""
-    loss: Literal["hinge", "non-saturating"] = "hinge"
+    loss: Literal["minimax", "non-saturating", "least-squares", "hinge", "wasserstein", "rsgan", "ragan", "rpgan"] = (
+        "hinge"
+    )
     """The game."""
     dim_z: int = 128
     """Length of the latent vector."""
@@ -92,6 +108,7 @@ class Config:
     """The generator."""
     d: NetworkConfig = field(default_factory=lambda: NetworkConfig(ch=64))
     """The discriminator."""
+    net: ArchitectureConfig = field(default_factory=ArchitectureConfig)
     ema: EMAConfig = field(default_factory=EMAConfig)
     tick: TickConfig = field(default_factory=TickConfig)
 
@@ -112,38 +129,6 @@ class Config:
         for name in ("g.betas", "d.betas"):
             if not all(0 <= beta < 1 for beta in values[name]):
                 raise InputError(f"{_option(name)}: got {values[name]}, expected two numbers in [0, 1)")
-
-
-def sngan_32() -> Config:
-    """SNGAN with projection as published for CIFAR-10: 1802.05957, appendices B.4 and C; half-life of the average ours.
-
-    The paper gives the generator twice the discriminator's batch and lets the learning rate fall to zero; here both
-    have one batch, and the average of the weights takes the place of the falling rate.
-    """
-    return Config(
-        preset="sngan-32",
-        images=16_000_000,
-        batch=64,
-        n_dis=5,
-        g=NetworkConfig(ch=256),
-        d=NetworkConfig(ch=128),
-        ema=EMAConfig(kimg=50),
-        tick=TickConfig(images=100_000),
-    )
-
-
-PRESETS = {"sngan-32": sngan_32}
-
-
-def preset(name: str) -> Config:
-    """The config called ``name``, without data set and folder.
-
-    Raises:
-        InputError: there is no such preset.
-    """
-    if name not in PRESETS:
-        raise InputError(f"--preset: got {name!r}, expected one of {', '.join(PRESETS)}")
-    return PRESETS[name]()
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:

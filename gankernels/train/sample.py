@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from gankernels._arguments import ArgumentParser
 from gankernels.errors import InputError
 from gankernels.models.interface import GeneratorModule
-from gankernels.nn import ConditionalBatchNorm2d
 from gankernels.train.images import generate, latents, render, save_grid
 from gankernels.train.loop import pick_device
 from gankernels.train.trained import load_generator
@@ -115,12 +114,10 @@ def save_zip(pictures: Tensor, labels: Tensor, path: Path, *, class_names: Seque
 def _between_classes(generator: GeneratorModule, start: Tensor, stop: Tensor, t: Tensor) -> GeneratorModule:
     """A copy of the generator whose label k lies ``t[k]`` of the way from the class ``start[k]`` to ``stop[k]``."""
     generator = copy.deepcopy(generator)
-    for norm in generator.modules():
-        if isinstance(norm, ConditionalBatchNorm2d) and norm.num_classes is not None:
-            for table in (norm.gain, norm.bias):
-                weight: Tensor = table.weight  # type: ignore[assignment]
-                rows = torch.lerp(weight[start], weight[stop], t[:, None].to(weight))
-                table.weight = nn.Parameter(rows, requires_grad=False)
+    for table in generator.modules():  # of the class: in each conditional norm, or one that all of them share
+        if isinstance(table, nn.Embedding):
+            rows = torch.lerp(table.weight[start], table.weight[stop], t[:, None].to(table.weight))
+            table.weight = nn.Parameter(rows, requires_grad=False)
     return generator
 
 

@@ -2,29 +2,50 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import get_total_norm, parametrize
+from torch.nn.utils import get_total_norm
 
 from gankernels import models
+from gankernels.errors import InputError
 from gankernels.models.interface import GeneratorModule
 from gankernels.models.losses import LOSSES
+from gankernels.nn import BatchNorm2d
+from gankernels.nn.spectral_norm import find_spectral_norms
+from gankernels.nn.spectral_norm_group import SpectralNormGroup
 from gankernels.train.batches import Batch, Dataset
 from gankernels.train.config import Config, NetworkConfig
 from gankernels.train.ema import EMA
 
 
 class Player:
-    """A network, its Adam and its gradient scaler (which does nothing but in fp16)."""
+    """A network, its Adam and its gradient scaler (which does nothing but in fp16).
 
-    def __init__(self, net: nn.Module, config: NetworkConfig, device: torch.device, *, fp16: bool) -> None:
+    Spectral norms, ours or PyTorch's, become one group, whose weights come in ``dtype``, that of autocast. The names in
+    ``net.state_dict()`` stay as they are.
+    """
+
+    def __init__(
+        self, net: nn.Module, config: NetworkConfig, device: torch.device, dtype: torch.dtype | None = None
+    ) -> None:
         self.net = net
+        normed = any(True for _ in find_spectral_norms(net))
+        self.spectral_norms = SpectralNormGroup(net, out_dtype=dtype) if normed else None
         self.optimizer = torch.optim.Adam(
             net.parameters(), lr=config.lr, betas=config.betas, eps=config.eps, fused=device.type in ("cpu", "cuda")
         )
-        self.scaler = torch.amp.GradScaler(device.type, enabled=fp16)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+
+    def hold(self) -> contextlib.AbstractContextManager[None]:
+        """Take every spectral-normed weight once, iterating once, for all forwards in the block.
+
+        Nothing of it outlives the block but u and v, which are in the state: a resumed run goes on to the same bits.
+        """
+        return contextlib.nullcontext() if self.spectral_norms is None else self.spectral_norms.hold()
 
     def update(self, loss: Tensor) -> Tensor:
         """Step down ``loss``; the norm of its gradient, as an fp32 scalar on the device."""
@@ -58,18 +79,23 @@ class State:
 
 
 def new_state(config: Config, dataset: Dataset, device: torch.device, dtype: torch.dtype | None) -> State:
-    """The state before the first step: a function of the config and of the data set's classes and channels."""
+    """The state before the first step: a function of the config and of the data set's classes and channels.
+
+    Raises:
+        InputError: the loss is not one that the steps here can compute, or a setting does not fit the network.
+    """
+    if config.loss not in LOSSES:
+        raise InputError(f"--loss: got {config.loss}, expected one of {', '.join(LOSSES)}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         generator, discriminator = build(config, num_classes=dataset.num_classes, channels=dataset.channels)
     generator, discriminator = generator.to(device), discriminator.to(device)
-    fp16 = dtype == torch.float16
     return State(
         config=config,
         device=device,
         dtype=dtype,
-        g=Player(generator, config.g, device, fp16=fp16),
-        d=Player(discriminator, config.d, device, fp16=fp16),
+        g=Player(generator, config.g, device, dtype),
+        d=Player(discriminator, config.d, device, dtype),
         ema=EMA(generator, config.ema),
         rng=torch.Generator(device).manual_seed(config.seed),
     )
@@ -86,19 +112,26 @@ def build(config: Config, *, num_classes: int, channels: int) -> tuple[Generator
         g_widths=config.g.widths,
         d_ch=config.d.ch,
         d_widths=config.d.widths,
+        **{name: value for name, value in dataclasses.asdict(config.net).items() if value is not None},
     )
 
 
 def d_step(state: State, batch: Batch) -> dict[str, Tensor]:
-    """Update the discriminator on a real batch and as many fakes of the same labels, in one forward of both.
+    """Update the discriminator on a real batch and as many fakes of the same labels.
+
+    One forward takes both. Where a batch norm would tell it the share of fakes in its batch, which is another in the
+    generator's step, each goes alone, as DCGAN is trained.
 
     Returns:
         Detached fp32 scalars on the device: the loss, the mean logits of real and fake, the norm of the gradient.
     """
-    with torch.no_grad(), state.autocast():
+    with torch.no_grad(), state.g.hold(), state.autocast():
         fake = state.g.net(state.latents(len(batch.y)), batch.y)
-    logits = _logits(state, torch.cat([batch.x, fake.to(batch.x.dtype)]), batch.y.repeat(2))
-    real, fake = logits.chunk(2)
+    fake = fake.to(batch.x.dtype)
+    if any(isinstance(module, BatchNorm2d) for module in state.d.net.modules()):
+        real, fake = _logits(state, batch.x, batch.y), _logits(state, fake, batch.y)
+    else:
+        real, fake = _logits(state, torch.cat([batch.x, fake]), batch.y.repeat(2)).chunk(2)
     loss = LOSSES[state.config.loss].d(real, fake)
     norm = state.d.update(loss)
     return {
@@ -116,7 +149,7 @@ def g_step(state: State, batch: Batch) -> dict[str, Tensor]:
         Detached fp32 scalars on the device: the loss and the norm of the gradient.
     """
     state.d.net.requires_grad_(False)  # no weight gradients in the discriminator: a third of its backward
-    with state.autocast():
+    with state.g.hold(), state.autocast():
         fake = state.g.net(state.latents(len(batch.y)), batch.y)
     loss = LOSSES[state.config.loss].g(_logits(state, fake, batch.y))
     norm = state.g.update(loss)
@@ -125,10 +158,6 @@ def g_step(state: State, batch: Batch) -> dict[str, Tensor]:
 
 
 def _logits(state: State, x: Tensor, y: Tensor) -> Tensor:
-    """D(x, y) in fp32 [N]. The spectral norms are taken once and outside autocast: sigma is fp32 in every precision."""
-    with parametrize.cached():
-        for module in state.d.net.modules():
-            if parametrize.is_parametrized(module, "weight"):
-                _ = module.weight
-        with state.autocast():
-            return state.d.net(x, y).float()
+    """D(x, y) in fp32 [N]. The spectral norms are taken outside autocast: sigma is fp32 in every precision."""
+    with state.d.hold(), state.autocast():
+        return state.d.net(x, y).float()

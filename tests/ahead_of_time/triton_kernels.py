@@ -1,9 +1,10 @@
-"""Compile every Triton kernel for the GPUs that are supported, with no GPU, and fail on a register spill.
+"""Compile every Triton kernel for the GPUs that are supported, with no GPU, and fail on what would not run well there.
 
     python tests/ahead_of_time/triton_kernels.py
 
 Kernels are found through ``specialisations()`` of gankernels/ops/*/kernels.py. Prints a table of registers; exits 1
-where a kernel does not compile or spills, 0 otherwise, also where triton is not installed (and says so).
+where a kernel does not compile, spills or asks for more shared memory than there is, 0 otherwise, also where triton is
+not installed (and says so). A specialisation that has ``capabilities`` is compiled for those alone.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 CAPABILITIES = (80, 90, 100)
+# Bytes that one block may have: CUDA C++ Programming Guide, "Technical Specifications per Compute Capability".
+SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 ROOT = Path(__file__).resolve().parents[2]
 
 # ptxas -v: "Used 40 registers, ..." and "... 0 bytes spill stores, 0 bytes spill loads".
@@ -63,9 +66,13 @@ def variant_name(specialisation: Any) -> str:
     return " ".join([*types, *(f"{k}={v}" for k, v in constexprs.items())])
 
 
-def count(module: str) -> int:
-    """The number of a module's specialisations. Asked of a worker: triton is never imported into this process."""
-    return len(list(importlib.import_module(module).specialisations()))
+def jobs_of(module: str) -> list[Job]:
+    """A module's compilations. Asked of a worker: triton is never imported into this process."""
+    return [
+        Job(module, i, capability)
+        for i, specialisation in enumerate(importlib.import_module(module).specialisations())
+        for capability in getattr(specialisation, "capabilities", CAPABILITIES)
+    ]
 
 
 def compile_one(job: Job) -> Result:
@@ -77,8 +84,8 @@ def compile_one(job: Job) -> Result:
     specialisation = list(importlib.import_module(job.module).specialisations())[job.index]
     kernel, signature = specialisation.kernel, specialisation.signature
     pointers = [i for i, type_ in enumerate(signature.values()) if type_.startswith("*")]
-    # C and L, where a kernel has them, are multiples of 16 in networks: that is what lets loads be 16 bytes wide.
-    multiples = [i for i, name in enumerate(signature) if name in ("C", "L")]
+    # These, where a kernel has them, are multiples of 16 in networks: that is what lets loads be 16 bytes wide.
+    multiples = [i for i, name in enumerate(signature) if name in ("C", "C_IN", "C_OUT", "L")]
     source = ASTSource(
         fn=kernel,
         signature=signature,
@@ -88,7 +95,10 @@ def compile_one(job: Job) -> Result:
     log, error = io.StringIO(), ""
     try:
         with contextlib.redirect_stdout(log):
-            triton.compile(source, target=GPUTarget("cuda", job.capability, 32), options=specialisation.options)
+            target = GPUTarget("cuda", job.capability, 32)
+            shared = triton.compile(source, target=target, options=specialisation.options).metadata.shared
+        if shared > SHARED[job.capability]:
+            error = f"{shared} bytes of shared memory, {SHARED[job.capability]} are there"
     except Exception as e:  # any failure of the compiler is a row of the table
         error = f"{type(e).__name__}: {e}".strip().splitlines()[0]
     registers = _REGISTERS.search(log.getvalue())
@@ -115,7 +125,7 @@ def table(results: list[Result]) -> Iterator[str]:
         if kernel != kernel_before:
             yield kernel
         kernel_before = kernel
-        cells = " ".join(f"{by_capability[c].registers:4d}" for c in CAPABILITIES)
+        cells = " ".join(f"{by_capability[c].registers:4d}" if c in by_capability else "   -" for c in CAPABILITIES)
         wrong = "".join(
             f"  sm_{r.capability}: {r.error or f'{r.spilled} bytes spilled'}"
             for r in by_capability.values()
@@ -136,8 +146,7 @@ def main() -> int:
         sys.path.insert(0, str(ROOT))
         os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)
         with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
-            counts = zip(modules(), pool.map(count, modules()), strict=True)
-            jobs = [Job(name, i, capability) for name, n in counts for i in range(n) for capability in CAPABILITIES]
+            jobs = [job for listed in pool.map(jobs_of, modules()) for job in listed]
             results = sorted(pool.map(compile_one, jobs, chunksize=8))
     print("\n".join(table(results)))
     failed = [r for r in results if r.error or r.spilled]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
+import torch
 
 from gankernels import models
 from gankernels.bench import architectures, networks
@@ -45,14 +46,19 @@ def test_dcgan_and_r3gan_have_the_parameters_of_their_tables():
     assert counts["R3GAN-64 D"] == trunk + 16 * 768 + 768
 
 
-def test_sngan_is_what_the_preset_builds():
-    for name, net in zip("GD", models.build("sngan-32"), strict=True):
-        layers = networks.NETWORKS[f"SNGAN-32 {name}"]
+@pytest.mark.parametrize("system", ["DCGAN-64", "SNGAN-32", "BigGAN-32", "BigGAN-128", "R3GAN-64"])
+def test_what_is_benchmarked_is_what_the_preset_builds(system):
+    with torch.device("meta"):
+        pair = models.build(system.lower())
+    for name, net in zip("GD", pair, strict=True):
+        layers = networks.NETWORKS[f"{system} {name}"]
         assert networks.parameters(layers) == sum(p.numel() for p in net.parameters())
         shapes = sorted(tuple(p.shape) for p in net.parameters() if p.dim() > 1)
-        tables = [layer for layer in layers if layer.kind == "conditional_batch_norm"]
-        weights = [shape for layer in layers for shape in layer.weights if len(shape) > 1 and layer not in tables]
-        weights += [shape[::-1] for layer in tables for shape in layer.weights]  # a label's row of a table
+        shared = any(layer.kind == "embedding" for layer in layers)
+        weights = []
+        for layer in layers:
+            table = layer.kind == "conditional_batch_norm" and not shared  # a label's row
+            weights += [shape[::-1] if table else shape for shape in layer.weights if len(shape) > 1]
         assert sorted(weights) == shapes
 
 
@@ -91,12 +97,13 @@ def test_each_layer_takes_what_the_one_before_gives():
 def test_conditional_batch_norm_cases():
     cases = {case.position: case for case in networks.conditional_batch_norm_cases("cpu")}
     assert cases["batch 64, 192 channels, 32 px"].shape == (64, 192, 32, 32)
+    assert cases["one sample, 1536 channels, 4 px"].shape == (1, 1536, 4, 4)
     assert cases["SNGAN-32 G block 3, norm 2"].shape == (64, 256, 32, 32)
     assert cases["BigGAN-128 G block 3, norm 1"].shape == (16, 768, 16, 16)
     assert cases["BigGAN-128 G block 5, norm 2"].shape == (16, 96, 128, 128)
     assert [name for name, case in cases.items() if case.quick] == list(networks.QUICK["conditional_batch_norm"])
     shapes = [case.shape for case in cases.values()]
-    assert len(shapes) == len(set(shapes)) == 11
+    assert len(shapes) == len(set(shapes)) == 12
     (large,) = [
         c for c in networks.conditional_batch_norm_cases("cuda") if c.position.endswith("128 G block 5, norm 2")
     ]

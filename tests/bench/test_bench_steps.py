@@ -81,13 +81,56 @@ def test_stock_layers_compute_the_same(settings, training):
         torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("preset", models.presets())
+@pytest.fixture(params=models.presets())
+def preset(request):
+    """A preset's networks: only their shapes."""
+    with torch.device("meta"):
+        return models.build(request.param)
+
+
 def test_no_op_of_ours_runs_in_a_stock_preset(preset, no_op_of_ours):
-    generator, discriminator = (to_stock(net) for net in models.build(preset))
+    generator, discriminator = (to_stock(net) for net in preset)
     with torch.device("meta"):
         z, y = torch.empty(2, generator.dim_z), torch.empty(2, dtype=torch.long)
-    pictures = generator.to("meta")(z, y)
-    assert discriminator.to("meta")(pictures, y).shape == (2,)
+    pictures = generator(z, y)
+    assert discriminator(pictures, y).shape == (2,)
+
+
+class Convolutions(nn.Module):
+    """One convolution of ours of each kind, some of them spectrally normed, and what stands behind one."""
+
+    def __init__(self, activation):
+        super().__init__()
+        self.layers = nn.Sequential(
+            gankernels.nn.spectral_norm(gankernels.nn.Conv2d(6, 4, 3, padding=1, groups=2)),
+            gankernels.nn.BiasAct(4, activation=activation, slope=0.3, gain=1.5, clamp=1.0),
+            gankernels.nn.ConvTranspose2d(4, 6, 4, stride=2, padding=1, activation=activation, slope=0.3),
+            gankernels.nn.spectral_norm(gankernels.nn.UpsampleConv2d(6, 4, 3, padding=1)),
+            gankernels.nn.spectral_norm(gankernels.nn.DownsampleConv2d(4, 6, 3, padding=1)),
+            gankernels.nn.ResBlockUp(6, 4, norm=gankernels.nn.BatchNorm2d, wrap=gankernels.nn.spectral_norm),
+            gankernels.nn.ResBlockDown(4, 6),
+        )
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+@pytest.mark.parametrize("activation", ["none", "lrelu", "tanh"])
+def test_stock_convolutions_compute_the_same(activation, monkeypatch):
+    torch.manual_seed(0)
+    ours = Convolutions(activation).double()
+    theirs = to_stock(ours)
+    x = torch.randn(3, 6, 6, 6, dtype=torch.float64).requires_grad_()
+    want = ours(x)
+    wanted = torch.autograd.grad(want.sin().sum(), [x, *ours.parameters()])
+    with monkeypatch.context() as patch:
+        patch.setattr(dispatch, "choose", None)  # no op of ours runs
+        got = theirs(x)
+        gradients = torch.autograd.grad(got.sin().sum(), [x, *theirs.parameters()])
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    results = zip([got, *gradients, *theirs.buffers()], [want, *wanted, *ours.buffers()], strict=True)
+    for mine, other in results:
+        torch.testing.assert_close(mine, other, rtol=1e-10, atol=1e-10)
 
 
 def test_stock_keeps_layout_precision_and_mode():
@@ -218,6 +261,27 @@ def test_what_is_judged_is_one_vector(declared):
     assert vector.shape == (1 + sum(p.numel() for p in updated.parameters()),)
 
 
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("biggan-32", {"ch": 1, "num_classes": 3, "dim_z": 8, "shared_embedding": True, "hierarchical_z": True}),
+        ("dcgan-32", {"ch": 2, "dim_z": 8}),
+        ("r3gan-32", {"ch": 16, "num_classes": 3, "dim_z": 8}),
+    ],
+)
+def test_other_systems_step_as_their_stock_twins(name, overrides):
+    case = steps.make_case("tiny", name, 3, **overrides)
+    for kind in steps._KINDS[:3]:
+        declared = steps.make_benchmark(kind, [case])
+        drawn = declared.inputs(case, torch.Generator().manual_seed(0))
+        tensors = [
+            t.requires_grad_() if t.is_floating_point() else t
+            for t in declared.place(drawn, torch.float64, torch.channels_last)
+        ]
+        for got, want in zip(declared.ours(case, *tensors, impl="auto"), declared.stock(case, *tensors), strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-11)
+
+
 def test_floors():
     d_step, g_step, r1, _ = TINY_STEPS.values()
     counts = [sum(p.numel() for p in net.parameters()) for net in models.build("sngan-32", **TINY)]
@@ -235,7 +299,8 @@ def test_flops_are_those_of_the_convolutions():
 
         def count(module, inputs, output):
             nonlocal total
-            total += 2 * output.numel() // len(output) * module.weight[0].numel()
+            pooled = 4 if isinstance(module, gankernels.nn.DownsampleConv2d) else 1  # stock convolves, then pools
+            total += 2 * output.numel() // len(output) * module.weight[0].numel() * pooled
 
         hooks = [m.register_forward_hook(count) for m in net.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
         out_of(net)

@@ -6,10 +6,12 @@ import time
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from gankernels.bench.ceilings import Ceilings, measure
-from gankernels.bench.memory import peak_mib
+from gankernels.bench.memory import peak_mib, saved_mib
 from gankernels.bench.timing import ContenderError, interleave
+from gankernels.ops import conditional_batch_norm
 
 CEILINGS = Ceilings(
     "cpu",
@@ -30,7 +32,8 @@ def test_every_contender_is_timed_as_often():
 
         return call
 
-    times = interleave({"a": contender("a", 2e-3), "b": contender("b", 4e-3)}, "cpu", repeats=5)
+    # Long enough that none is warmed up before each sample, however busy the machine is.
+    times = interleave({"a": contender("a", 12e-3), "b": contender("b", 15e-3)}, "cpu", repeats=5)
     assert list(times) == ["a", "b"]
     assert calls["a"] == calls["b"]
     for found in times.values():
@@ -124,7 +127,6 @@ def test_peak_memory_counts_what_is_alive_at_once():
 
 def test_peak_memory_counts_native_kernels(capfd):
     from gankernels import dispatch
-    from gankernels.ops import conditional_batch_norm
 
     if dispatch.unavailable("conditional_batch_norm", "cpu", "cpu") is not None:
         pytest.skip("no C++ kernels here")
@@ -146,3 +148,21 @@ def test_contenders_are_captured_on_a_gpu():
     assert not times["waits"].captured
     assert all(found.median > 0 for found in times.values())
     assert peak_mib(lambda: sets[0].exp(), "cuda") == pytest.approx(1024 * 4 / 2**20, abs=0.01)
+
+
+def test_what_is_saved_for_the_backward():
+    x, y = torch.randn(512, 512, requires_grad=True), torch.randn(512, 512, requires_grad=True)
+    assert saved_mib(lambda x: x + 1, [x]) == 0
+    assert saved_mib(lambda x: x.relu(), [x]) == 1
+    assert saved_mib(lambda x, y: x * y, [x, y]) == 2
+    assert saved_mib(lambda x: x * x[:256].sum(), [x]) == pytest.approx(1, abs=1e-4)
+
+
+def test_conditional_batch_norm_saves_its_input_alone():
+    x, gain = torch.randn(4, 64, 16, 16, requires_grad=True), torch.ones(4, 64, requires_grad=True)
+
+    def eager(x, gain):
+        return F.relu(F.batch_norm(x, None, None, training=True) * gain[:, :, None, None] + gain[:, :, None, None])
+
+    ours = saved_mib(lambda x, gain: conditional_batch_norm(x, gain, gain, activation="relu"), [x, gain])
+    assert ours <= 0.4 * saved_mib(eager, [x, gain])

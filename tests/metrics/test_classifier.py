@@ -1,4 +1,5 @@
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -128,8 +129,23 @@ def test_data_without_labels_is_refused(monkeypatch, tmp_path):
         classifier.train_or_load(pictures, resolution=32, channels=1)
 
 
+needs_fashion_mnist = pytest.mark.skipif(
+    not DEBIAN_FOLDER.is_dir(), reason="the package dataset-fashion-mnist is not installed"
+)
+
+
+@needs_fashion_mnist
+def test_a_tenth_of_fashion_mnist_teaches_most(tmp_path, monkeypatch):
+    monkeypatch.setenv("GANKERNELS_CACHE", str(tmp_path))
+    train, test = (
+        replace(split, images=split.images[:count], labels=split.labels[:count])
+        for split, count in zip(classifier.open_splits("fashion-mnist", 32, 1), (6000, 2000), strict=True)
+    )
+    assert classifier.for_splits(train, test).test_accuracy >= 0.82
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(not DEBIAN_FOLDER.is_dir(), reason="the package dataset-fashion-mnist is not installed")
+@needs_fashion_mnist
 def test_reaches_88_percent_on_fashion_mnist(tmp_path, monkeypatch):
     monkeypatch.setenv("GANKERNELS_CACHE", str(tmp_path))
     assert classifier.train_or_load("fashion-mnist", resolution=32, channels=1).test_accuracy >= 0.88

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from gankernels import models
 from gankernels.errors import InputError
 
 TINY = {"num_classes": 3, "channels": 1, "g_ch": 4, "d_ch": 4, "dim_z": 8}
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 @pytest.fixture
@@ -37,6 +39,20 @@ def test_parameter_counts_are_the_papers():
     conv = 9 * c * c + c
     first = (9 * 3 * c + c) + conv + (3 * c + c)
     assert count(discriminator) == first + (2 * conv + c * c + c) + 2 * (2 * conv) + (c + 1) + 10 * c
+
+
+def test_names_of_saved_runs(networks):
+    generator, discriminator = networks
+    norms = [f"norm{i}.{name}" for i in (1, 2) for name in ("gain.weight", "bias.weight", *STATISTICS)]
+    convs = [f"{conv}.{name}" for conv in ("conv1", "conv2", "skip") for name in ("weight", "bias")]
+    names = {f"blocks.{i}.{name}" for i in range(3) for name in norms + convs}
+    names |= {f"{layer}.{name}" for layer in ("linear", "norm", "conv") for name in ("weight", "bias")}
+    assert set(generator.state_dict()) == names | {f"norm.{name}" for name in STATISTICS}
+    layers = [f"blocks.{i}.{conv}" for i in range(4) for conv in ("conv1", "conv2", "skip")]
+    layers = [layer for layer in layers if layer not in ("blocks.2.skip", "blocks.3.skip")] + ["linear"]
+    normed = [f"parametrizations.weight.{name}" for name in ("original", "0._u", "0._v")]
+    names = {f"{layer}.{name}" for layer in layers for name in ("bias", *normed)}
+    assert set(discriminator.state_dict()) == names | {f"embedding.{name}" for name in normed}
 
 
 def test_activations_and_weights_are_channels_last():
@@ -69,16 +85,20 @@ def test_the_class_reaches_both_networks(networks):
     assert logits.unique().numel() == 3
 
 
-def test_skip_on_the_small_side_equals_the_papers_order(networks):
-    """1x1 convolution before up-sampling and after pooling: the same function as the published order."""
+def test_blocks_equal_the_papers_order(networks):
+    """Folded resampling, and skips on the small side of it: the same function as the published order."""
     generator, discriminator = (net.eval() for net in networks)
+
+    def conv(layer, x):
+        return F.conv2d(x, layer.weight, layer.bias, padding=layer.weight.shape[-1] // 2)
+
     block = generator.blocks[0]
     x, y = torch.randn(2, 4, 4, 4), torch.tensor([0, 1])
     up = nn.Upsample(scale_factor=2)
-    published = block.conv2(block.norm2(block.conv1(up(block.norm1(x, y))), y)) + block.skip(up(x))
+    published = conv(block.conv2, block.norm2(conv(block.conv1, up(block.norm1(x, y))), y)) + conv(block.skip, up(x))
     torch.testing.assert_close(block(x, y), published)
     block, x, pool = discriminator.blocks[0], torch.randn(2, 1, 32, 32), nn.AvgPool2d(2)
-    published = pool(block.conv2(torch.relu(block.conv1(x)))) + pool(block.skip(x))
+    published = pool(conv(block.conv2, torch.relu(conv(block.conv1, x)))) + pool(conv(block.skip, x))
     torch.testing.assert_close(block(x), published)
 
 

@@ -2,10 +2,12 @@
 // a device works on.
 #pragma once
 
+#include <algorithm>
 #include <memory>
 #include <random>
 #include <string>
 #include <type_traits>
+#include <vector>
 
 #include "../../csrc/conditional_batch_norm.h"
 #include "check.h"
@@ -35,12 +37,21 @@ struct Case {
   Activation activation;
   bool batch_statistics;
   size_t misalignment;  // of the pixels, in elements
+  size_t classes = 0;   // rows of gain and bias, with labels; 0: without
 
+  size_t rows() const { return classes ? classes : n; }
+  // Some classes have several samples, others none.
+  size_t row(size_t sample) const { return classes ? (sample * sample + 1) % classes : sample; }
+  bool first_of_row(size_t sample) const {
+    for (size_t i = 0; i < sample; ++i)
+      if (row(i) == row(sample)) return false;
+    return true;
+  }
   std::string name() const {
     char text[160];
-    std::snprintf(text, sizeof text, "[%zu, %zu, %zu] %s activation %d %s statistics, misaligned by %zu", n, c, l,
-                  layout == Layout::kContiguous ? "contiguous" : "channels_last", static_cast<int>(activation),
-                  batch_statistics ? "batch" : "frozen", misalignment);
+    std::snprintf(text, sizeof text, "[%zu, %zu, %zu] %s activation %d %s statistics, misaligned by %zu, %zu classes",
+                  n, c, l, layout == Layout::kContiguous ? "contiguous" : "channels_last", static_cast<int>(activation),
+                  batch_statistics ? "batch" : "frozen", misalignment, classes);
     return text;
   }
   size_t place(size_t pixel) const {  // in memory, of a pixel of [N, C, L]
@@ -72,7 +83,13 @@ Inputs random_inputs(const Case& k, double mean = 0.5) {
   in.slope = k.activation == Activation::kLeakyRelu ? 0.25 : 0;
   in.eps = 0x1p-16;
   for (Numbers* pictures : {&in.x, &in.dy, &in.ddx}) *pictures = random_numbers<T>(bits, pixels, mean, 1);
-  for (Numbers* plane : {&in.gain, &in.bias, &in.ddgain, &in.ddbias}) *plane = random_numbers<A>(bits, planes, 0.5, 1);
+  for (Numbers* plane : {&in.gain, &in.bias, &in.ddgain, &in.ddbias}) {
+    *plane = random_numbers<A>(bits, planes, 0.5, 1);
+    for (size_t n = k.n; n-- > 0;) {
+      for (size_t other = n + 1; other < k.n; ++other)
+        if (k.row(other) == k.row(n)) std::copy_n(plane->begin() + n * k.c, k.c, plane->begin() + other * k.c);
+    }
+  }
   in.mean = random_numbers<A>(bits, k.c, mean, 0.1);
   in.var = random_numbers<A>(bits, k.c, 1, 0.05);
   return in;
@@ -111,21 +128,27 @@ class Arrays {
                 in.slope,
                 in.eps,
                 k.batch_statistics};
+    if (k.classes) {
+      for (size_t n = 0; n < k.n; ++n) labels_.push_back(k.row(n)), order_.push_back(n);
+      std::stable_sort(order_.begin(), order_.end(), [&](size_t a, size_t b) { return labels_[a] < labels_[b]; });
+      problem_.labels = labels_.data(), problem_.order = order_.data();
+      problem_.classes = static_cast<int64_t>(k.classes);
+    }
     for (auto [to, from] : {std::pair{&x, &in.x}, {&dy, &in.dy}, {&ddx, &in.ddx}}) {
       for (size_t i = 0; i < from->size(); ++i) (**to)[k.place(i)] = static_cast<T>(static_cast<A>((*from)[i]));
     }
-    for (auto [to, from] : {std::pair{&gain, &in.gain},
-                            {&bias, &in.bias},
-                            {&ddgain, &in.ddgain},
-                            {&ddbias, &in.ddbias},
-                            {&mean, &in.mean},
-                            {&var, &in.var}}) {
-      if (k.batch_statistics && (to == &mean || to == &var)) continue;
+    for (auto [to, from] :
+         {std::pair{&gain, &in.gain}, {&bias, &in.bias}, {&ddgain, &in.ddgain}, {&ddbias, &in.ddbias}}) {
+      for (size_t i = 0; i < from->size(); ++i) (**to)[k.row(i / k.c) * k.c + i % k.c] = static_cast<A>((*from)[i]);
+    }
+    if (k.batch_statistics) return;
+    for (auto [to, from] : {std::pair{&mean, &in.mean}, {&var, &in.var}}) {
       for (size_t i = 0; i < from->size(); ++i) (**to)[i] = static_cast<A>((*from)[i]);
     }
   }
 
   std::string name() const { return k_.name(); }
+  void set_label(size_t sample, int64_t label) { labels_[sample] = label; }
   const cbn::Problem& problem() const { return problem_; }
   cbn::Forward forward() const {
     return {problem_, x->data(), gain->data(), bias->data(), mean->data(), var->data(), y->data()};
@@ -154,11 +177,12 @@ class Arrays {
   using Planes = std::unique_ptr<Guarded<A>>;
 
   Pixels pixels() const { return std::make_unique<Guarded<T>>(k_.n * k_.c * k_.l, k_.misalignment); }
-  Planes planes() const { return std::make_unique<Guarded<A>>(k_.n * k_.c); }
+  Planes planes() const { return std::make_unique<Guarded<A>>(k_.rows() * k_.c); }
   Planes channels() const { return std::make_unique<Guarded<A>>(k_.c); }
 
   Case k_;
   cbn::Problem problem_;
+  std::vector<int64_t> labels_, order_;
 
  public:
   Pixels x, dy, ddx, y, dx, ddy, second_dx;

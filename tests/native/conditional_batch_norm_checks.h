@@ -39,11 +39,25 @@ void check_close(const char* what, const Case& k, const Guarded<U>& got, const R
     const double value = static_cast<double>(got[pictures ? k.place(i) : i]);
     if (z && undecided<T>((*z)[i]) && !std::isnan(value)) continue;
     const double expected = static_cast<double>(want[i].value);
+    if (std::isnan(expected)) {  // not to be written
+      CHECK(std::isnan(value), "%s of %s at %zu: got %.9g, expected nothing", what, k.name().c_str(), i, value);
+      continue;
+    }
     const double bound = static_cast<double>(kUnitRoundoff<U> * std::fabs(want[i].value) + kSubnormalRoundoff<U> +
                                              kRoundings * kUnitRoundoff<AccumulatorOf<T>> * want[i].size);
     CHECK(std::fabs(value - want[i].value) <= bound, "%s of %s at %zu: got %.9g, expected %.9g +- %.2g", what,
           k.name().c_str(), i, value, expected, bound);
   }
+}
+
+// The sums over the samples of each row, NaN for rows that no sample has.
+inline Results by_row(const Case& k, const Results& by_sample) {
+  Results sums(k.rows() * k.c, Bounded(std::numeric_limits<double>::quiet_NaN()));
+  for (size_t i = 0; i < by_sample.size(); ++i) {
+    Bounded& sum = sums[k.row(i / k.c) * k.c + i % k.c];
+    sum = k.first_of_row(i / k.c) ? by_sample[i] : sum + by_sample[i];
+  }
+  return sums;
 }
 
 template <class U>
@@ -60,6 +74,7 @@ void check_case(const Device& device, const Case& k) {
     for (size_t i = 0; i < in.dy.size(); ++i) in.dy[i] = undecided<T>(want.z[i]) ? 0 : in.dy[i];
     want = reference::conditional_batch_norm(in);
   }
+  for (Results* sums : {&want.dgain, &want.dbias, &want.second_dgain}) *sums = by_row(k, *sums);
   Arrays<T> got(k, in), reversed(k, in);
   device.run(reversed, true);
   device.run(got, false);
@@ -101,13 +116,14 @@ void check_parts(const Device& device, const Case& k) {
   check_close<T>("mean in parts", k, *got.mean, want.mean, false);
   check_close<T>("var in parts", k, *got.var, want.var, false);
 
-  Guarded<A> sums(k.n * k.c * 2), terms(k.c * 2);
+  Guarded<A> sums(k.rows() * k.c * 2), terms(k.c * 2);
   device.backward_sums(got, sums.data());
   for (size_t c = 0; c < k.c; ++c) {
     double g = 0, gx = 0;
     for (size_t n = 0; n < k.n; ++n) {
-      g += in.gain[n * k.c + c] * sums[(n * k.c + c) * 2];
-      gx += in.gain[n * k.c + c] * sums[(n * k.c + c) * 2 + 1];
+      if (!k.first_of_row(n)) continue;
+      g += in.gain[n * k.c + c] * sums[(k.row(n) * k.c + c) * 2];
+      gx += in.gain[n * k.c + c] * sums[(k.row(n) * k.c + c) * 2 + 1];
     }
     const cbn::BackwardTerms<double> of = cbn::backward_terms(rstd(c), g / m, gx / m);
     terms[c] = static_cast<A>(of.of_x), terms[k.c + c] = static_cast<A>(of.of_1);
@@ -115,13 +131,14 @@ void check_parts(const Device& device, const Case& k) {
   device.backward_apply(got, terms.data());
   check_close<T>("dx in parts", k, *got.dx, want.dx, true);
 
-  Guarded<A> second_sums(k.n * k.c * 5), second_terms(k.c * 5);
+  Guarded<A> second_sums(k.rows() * k.c * 5), second_terms(k.c * 5);
   device.backward_backward_sums(got, second_sums.data());
   for (size_t c = 0; c < k.c; ++c) {
     cbn::ChannelMeans<double> means;
     for (size_t n = 0; n < k.n; ++n) {
+      if (!k.first_of_row(n)) continue;
       const size_t plane = n * k.c + c;
-      const A* s = &second_sums[plane * 5];
+      const A* s = &second_sums[(k.row(n) * k.c + c) * 5];
       const double gain = in.gain[plane] / m, ddgain = in.ddgain[plane] / m, r = rstd(c);
       means.g += gain * s[0], means.gx += gain * r * s[1];
       means.a += s[2] / m, means.ax += r * s[3] / m;
@@ -145,6 +162,20 @@ void check_parts(const Device& device) {
   for (Layout layout : {Layout::kContiguous, Layout::kChannelsLast}) {
     check_parts<T>(device, {3, 33, 21, layout, Activation::kRelu, true, 0});
     check_parts<T>(device, {2, 8, 4100, layout, Activation::kLeakyRelu, true, 0});  // several partial results a sample
+    check_parts<T>(device, {6, 33, 21, layout, Activation::kRelu, true, 0, 5});
+  }
+}
+
+// Gain and bias by class: all samples of one; several of some and none of others; as many classes as samples.
+template <class T, class Device>
+void check_classes(const Device& device) {
+  for (Layout layout : {Layout::kContiguous, Layout::kChannelsLast}) {
+    for (bool batch_statistics : {true, false}) {
+      check_case<T>(device, {3, 5, 7, layout, Activation::kRelu, batch_statistics, 0, 1});
+      check_case<T>(device, {6, 33, 16, layout, Activation::kLeakyRelu, batch_statistics, 0, 5});
+      check_case<T>(device, {40, 8, 4, layout, Activation::kNone, batch_statistics, 0, 40});
+    }
+    check_case<T>(device, {3, 8, 4100, layout, Activation::kRelu, true, 0, 2});  // several partial results a sample
   }
 }
 

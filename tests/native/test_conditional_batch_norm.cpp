@@ -145,8 +145,23 @@ void check_large_offsets() {
   const Tile tile = Access<T, kLayout, 1>::tile(tiling, static_cast<unsigned>(tiling.blocks - 1));
   const int64_t last = tile.offset + (tile.count - 1) * tile.stride;
   CHECK(last == n * c * l - 1, "got %lld", static_cast<long long>(last));
-  CHECK(tile.plane == n * c - 1 && tile.c == c - 1 && tile.slice == tiling.slices() - 1, "plane %lld, slice %lld",
-        static_cast<long long>(tile.plane), static_cast<long long>(tile.slice));
+  CHECK(tile.n == n - 1 && tile.c == c - 1 && tile.slice == tiling.slices() - 1, "sample %lld, slice %lld",
+        static_cast<long long>(tile.n), static_cast<long long>(tile.slice));
+}
+
+// A label that is none spoils its sample and nothing else, and no memory is touched that is not the table's.
+template <class T>
+void check_labels_out_of_range() {
+  const Case k = {6, 3, 5, Layout::kChannelsLast, Activation::kRelu, true, 0, 5};
+  Arrays<T> got(k, random_inputs<T>(k));
+  got.set_label(1, 5), got.set_label(4, -1);
+  Cuda().run(got, false);
+  for (auto* pixels : {&got.y, &got.dx, &got.ddy, &got.second_dx}) {
+    for (size_t i = 0; i < k.n * k.c * k.l; ++i) {
+      const size_t n = i / (k.c * k.l);
+      CHECK(std::isnan(static_cast<double>((**pixels)[k.place(i)])) == (n == 1 || n == 4), "sample %zu", n);
+    }
+  }
 }
 
 template <class T>
@@ -156,6 +171,8 @@ void check_all() {
   check_shapes<T>();
   check_empty<T>();
   check_parts<T>(Cuda());
+  check_classes<T>(Cuda());
+  check_labels_out_of_range<T>();
   check_special_values<T>(Cuda());
   check_far_from_zero<T>(Cuda());
 }

@@ -218,6 +218,7 @@ void check_all(const Cpu& device) {
   check_shapes<T>(device);
   check_empty<T>(device);
   check_parts<T>(device);
+  check_classes<T>(device);
   check_special_values<T>(device);
   check_far_from_zero<T>(device);
   if constexpr (sizeof(T) == 2) check_conversions<T>(device);

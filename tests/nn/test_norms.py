@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 
 import pytest
 import torch
@@ -13,18 +12,14 @@ from torch import nn
 import gankernels
 from gankernels.errors import InputError
 from gankernels.nn import BatchNorm2d, ConditionalBatchNorm2d, InstanceNorm2d, standing_statistics
-from implementations import kernels_of
+from implementations import crossed, kernels_of
 
-IMPLEMENTATIONS = ["reference", *[p.values[1] for p in kernels_of("conditional_batch_norm") if p.values[0] == "cpu"]]
+KERNELS = [p for p in kernels_of("conditional_batch_norm") if p.values[0] == "cpu"]
+IMPLEMENTATIONS = ["reference", *[p.values[1] for p in KERNELS]]
 PAIRS = {"batch": (BatchNorm2d, nn.BatchNorm2d), "instance": (InstanceNorm2d, nn.InstanceNorm2d)}
-SETTINGS = [
-    {"affine": affine, "track_running_stats": track, "momentum": momentum}
-    for affine, track, momentum in itertools.product((True, False), (True, False), (0.1, None))
-]
 
 implementations = pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 pairs = pytest.mark.parametrize("kind", PAIRS)
-layouts = pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
 
 
 def randomise(norm: nn.Module) -> nn.Module:
@@ -33,12 +28,17 @@ def randomise(norm: nn.Module) -> nn.Module:
     return norm
 
 
-@implementations
-@pairs
-@layouts
-@pytest.mark.parametrize("settings", SETTINGS, ids=str)
-def test_as_torchs(impl, kind, layout, settings):
+@crossed(
+    [pytest.param("cpu", "reference", id="reference"), *KERNELS],
+    kind=PAIRS,
+    layout=(torch.contiguous_format, torch.channels_last),
+    affine=(True, False),
+    track_running_stats=(True, False),
+    momentum=(0.1, None),
+)
+def test_as_torchs(device, impl, kind, layout, affine, track_running_stats, momentum):
     """Output, gradients and state, in training and in eval, over several batches."""
+    settings = {"affine": affine, "track_running_stats": track_running_stats, "momentum": momentum}
     ours, theirs = (norm(5, **settings).double() for norm in PAIRS[kind])
     ours.load_state_dict(randomise(theirs).state_dict())
     with gankernels.use(impl):

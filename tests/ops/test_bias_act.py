@@ -81,6 +81,8 @@ def both(impl: str, x: Tensor, bias: Tensor | None, **keywords) -> tuple[list[Te
 @activations
 @clamps
 def test_gradcheck_and_gradgradcheck(device, impl, activation, clamp):
+    if impl == "triton" and device == "cpu" and clamp and activation not in ("lrelu", "linear", "silu"):
+        pytest.skip("the clamp of the other activations is the same code, and the interpreter slow")
     x, bias = inputs((3, 2, 5), device=device)
 
     def function(x, bias):
@@ -181,10 +183,13 @@ def test_holes_and_foreign_gradients(device, impl, activation):
 # ---- Precision ----
 
 
+# What is piecewise linear rounds alike at every scale.
+SCALES = [(name, scale) for name in NAMES for scale in ((2.0,) if name in NAMES[:3] else (0.1, 2.0, 8.0))]
+
+
 @kernels
-@activations
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("scale", [0.1, 2.0, 8.0])
+@pytest.mark.parametrize(("activation", "scale"), SCALES)
 def test_error_at_most_twice_eager(device, impl, activation, dtype, scale):
     if impl == "triton" and device == "cpu" and dtype == torch.bfloat16:
         pytest.skip("Triton's interpreter truncates where it should round to bf16")
@@ -276,6 +281,8 @@ def test_bias_of_another_dtype(device, impl):
 @layouts
 @pytest.mark.parametrize("shape", [(6, 24, 9, 9), (2, 1, 70, 70)], ids=str)
 def test_same_bits_every_time(device, impl, layout, shape):
+    if impl == "triton" and device == "cpu":
+        pytest.skip("Triton's interpreter runs one program after the other")
     x, bias = inputs(shape, dtype=torch.float32, device=device, layout=layout)
     runs = []
     for threads in (1, 3, 1):
@@ -465,7 +472,7 @@ def test_what_would_be_silently_wrong_raises(device, impl, activation):
         ({"activation": "swish"}, "activation: got 'swish', expected one of linear, none, relu"),
         ({"clamp": -1.0}, "clamp: got -1.0"),
         ({"clamp": float("nan")}, "clamp: got nan"),
-        ({"impl": "fast"}, "got 'fast', expected one of reference, cpu, triton, cuda"),
+        ({"impl": "fast"}, "got 'fast', expected one of reference, library, cpu, triton, cuda"),
     ],
 )
 def test_bad_input(change, message):

@@ -19,7 +19,7 @@ from gankernels.errors import ImplementationUnavailable, InputError
 from gankernels.ops import conditional_batch_norm
 from gankernels.ops._registration import families
 from gankernels.ops.conditional_batch_norm import op, synchronized
-from implementations import kernels_of
+from implementations import crossed, kernels_of
 
 KERNELS = kernels_of("conditional_batch_norm")
 ACTIVATIONS = ("none", "relu", "lrelu")
@@ -76,10 +76,7 @@ def assert_as_reference(actual: dict[str, Tensor], expected: dict[str, Tensor], 
 # ---- Exactness ----
 
 
-@kernels
-@layouts
-@activations
-@statistics
+@crossed(KERNELS, layout=LAYOUTS, activation=ACTIVATIONS, training=(True, False))
 def test_gradcheck_and_gradgradcheck(device, impl, layout, activation, training):
     x, gain, bias = inputs((3, 2, 2, 3), device=device, layout=layout)
     keywords = running(2, device=device) | {"training": training, "momentum": 0.0}
@@ -98,10 +95,7 @@ SHAPES = [(2, 3, 4, 4), (1, 1, 1, 2), (2, 1, 3, 5), (3, 8, 1, 1)]
 SHAPES += [(2, 33, 3, 3), (1, 5, 7, 1), (2, 64, 2, 2), (5, 17, 1, 3)]
 
 
-@kernels
-@layouts
-@statistics
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@crossed(KERNELS, layout=LAYOUTS, training=(True, False), shape=SHAPES)
 def test_odd_shapes_write_every_element(device, impl, layout, training, shape, poisoned):
     tensors = inputs(shape, device=device, layout=layout)
     keywords = running(shape[1], device=device) | {"training": training, "momentum": 0.0, "activation": "lrelu"}
@@ -187,10 +181,7 @@ def eager(x: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
     return F.relu(F.batch_norm(x, None, None, training=True) * gain[:, :, None, None] + bias[:, :, None, None])
 
 
-@kernels
-@layouts
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("mean", [0.0, 3.0])
+@crossed(KERNELS, layout=LAYOUTS, dtype=(torch.float32, torch.bfloat16, torch.float16), mean=(0.0, 3.0))
 def test_error_at_most_twice_eager(device, impl, layout, dtype, mean):
     # Enough sums that the largest error of either side is no accident.
     shape = (8, 24, 9, 9)
@@ -213,7 +204,7 @@ def test_larger_than_a_cache(device, impl, layout, dtype):
     """Past 16 MiB the CPU kernels store past the caches; 40 channels are no whole number of its steps in bf16."""
     if impl == "triton" and device == "cpu":
         pytest.skip("Triton's interpreter would take minutes")
-    tensors = inputs((16 if dtype == torch.float32 else 32, 40, 90, 90), dtype=dtype, device=device, layout=layout)
+    tensors = inputs((16 if dtype == torch.float32 else 32, 40, 82, 82), dtype=dtype, device=device, layout=layout)
     y = conditional_batch_norm(*tensors, activation="lrelu", impl=impl)
     dy = torch.randn_like(y)
     got = [y, *torch.autograd.grad(y, tensors, dy)]
@@ -298,6 +289,8 @@ print(gankernels.doctor()["cpu"]["kernels_built_for"])
 
 @kernels
 def test_same_bits_every_time(device, impl):
+    if impl == "triton" and device == "cpu":
+        pytest.skip("Triton's interpreter runs one program after the other")
     tensors = inputs((6, 24, 9, 9), dtype=torch.float32, device=device, layout="channels_last")
     runs = []
     for threads in (1, 3, 1):
@@ -345,21 +338,24 @@ def test_a_condition_vector():
 # ---- The torch.library contract ----
 
 
-def op_calls(namespace: str, device: str):
+def op_calls(namespace: str, device: str, labelled: bool):
     x, gain, bias = (t.detach().float() for t in inputs((2, 3, 4, 5), device=device, layout="channels_last"))
+    labels = None
+    if labelled:
+        gain, bias, labels = *(torch.cat([t, t]) for t in (gain, bias)), torch.tensor([3, 1], device=device)
     mean, var = torch.zeros(3, device=device), torch.ones(3, device=device)
     dy = torch.randn_like(x)
     ops = getattr(torch.ops, namespace)
-    tail = (1e-5, "lrelu", 0.2)
+    rest, tail = (labels, mean, var), (1e-5, "lrelu", 0.2)
     grads = [t.clone().requires_grad_() for t in (x, gain, bias)]
-    yield ops.conditional_batch_norm_forward.default, (*grads, None, None, *tail)
-    yield ops.conditional_batch_norm_forward.default, (x, gain, bias, mean, var, *tail)
-    yield ops.conditional_batch_norm_backward.default, (dy.clone().requires_grad_(), *grads, mean, var, True, *tail)
+    yield ops.conditional_batch_norm_forward.default, (*grads, labels, None, None, *tail)
+    yield ops.conditional_batch_norm_forward.default, (x, gain, bias, labels, mean, var, *tail)
+    yield ops.conditional_batch_norm_backward.default, (dy.clone().requires_grad_(), *grads, *rest, True, *tail)
     yield (
         ops.conditional_batch_norm_backward_backward.default,
-        (dy, gain, bias, dy, x, gain, bias, mean, var, True, *tail),
+        (dy, gain, bias, dy, x, gain, bias, *rest, True, *tail),
     )
-    saved = (x, gain, bias, mean, var)
+    saved = (x, gain, bias, *rest)
     terms = torch.randn(5, 3, device=device)
     yield ops.conditional_batch_norm_statistics.default, (x,)
     yield ops.conditional_batch_norm_backward_sums.default, (dy, *saved, *tail)
@@ -369,8 +365,9 @@ def op_calls(namespace: str, device: str):
 
 
 @kernels
-def test_opcheck(device, impl):
-    for function, arguments in op_calls(op.NAMESPACES[impl], device):
+@pytest.mark.parametrize("labelled", [False, True], ids=["rows", "labels"])
+def test_opcheck(device, impl, labelled):
+    for function, arguments in op_calls(op.NAMESPACES[impl], device, labelled):
         torch.library.opcheck(function, arguments)
 
 
@@ -452,12 +449,19 @@ def test_saves_x_and_nothing_else_with_pixels(device, impl):
         ({"gain": torch.zeros(2, 4)}, r"gain: got shape \(2, 4\), expected \(2, 3\)"),
         ({"bias": torch.zeros(3)}, r"bias: got shape \(3,\), expected \(2, 3\)"),
         ({"bias": torch.zeros(2, 3, dtype=torch.int32)}, "bias: got dtype torch.int32"),
+        ({"labels": torch.zeros(2, dtype=torch.int32)}, "labels: got dtype torch.int32, expected torch.int64"),
+        ({"labels": torch.zeros(3, dtype=torch.int64)}, r"labels: got shape \(3,\), expected \(2,\)"),
+        ({"labels": torch.tensor([1, 2])}, "labels: got 1 to 2, expected them from 0 to 1"),
+        ({"labels": torch.tensor([-1, 0])}, "labels: got -1 to 0, expected them from 0 to 1"),
+        ({"labels": torch.tensor([0, 0], device="meta")}, "labels: got a tensor on meta"),
+        ({"labels": torch.tensor([0, 0]), "gain": torch.zeros(3)}, r"gain: got shape \(3,\), expected \[classes, 3\]"),
+        ({"labels": torch.tensor([0, 0]), "gain": torch.zeros(5, 3)}, r"bias: got shape \(2, 3\), expected \(5, 3\)"),
         ({"activation": "gelu"}, "activation: got 'gelu', expected one of none, relu, lrelu"),
         ({"training": False}, "running_mean, running_var: got None"),
         ({"running_mean": torch.zeros(4)}, r"running_mean: got shape \(4,\), expected \(3,\)"),
         ({"running_var": torch.zeros(3, requires_grad=True)}, "running_var: got a tensor that requires grad"),
         ({"x": torch.zeros(1, 3, 1, 1), "gain": torch.zeros(1, 3)}, "more than one value per channel"),
-        ({"impl": "fast"}, "got 'fast', expected one of reference, cpu, triton, cuda"),
+        ({"impl": "fast"}, "got 'fast', expected one of reference, library, cpu, triton, cuda"),
     ],
 )
 def test_bad_input(change, message):

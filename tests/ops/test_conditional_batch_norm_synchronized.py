@@ -41,6 +41,7 @@ def _checks(rank: int) -> None:
     for group in (dist.group.WORLD, pair) if rank < 2 else (dist.group.WORLD,):
         for impl in IMPLEMENTATIONS:
             _check_two_orders(group, impl)
+            _check_class_tables(group, impl)
             _check_not_a_number(group, impl)
             _check_no_samples(group, impl)
             _check_far_from_zero(group, impl)
@@ -105,6 +106,31 @@ def _check_two_orders(group: dist.ProcessGroup, impl: str) -> None:
         torch.testing.assert_close(
             a, b, rtol=1e-9, atol=1e-9 * b.abs().max().item(),
             msg=lambda text, name=name: f"{impl}, {group.size()} ranks, {name}: {text}",
+        )  # fmt: skip
+
+
+def _check_class_tables(group: dist.ProcessGroup, impl: str) -> None:
+    """Gradients of a table are those of a rank's own samples; their sum is the whole batch's."""
+    generator = torch.Generator().manual_seed(3)
+    tables = [torch.randn(6, SHAPE[1], generator=generator, dtype=torch.float64) for _ in range(2)]
+    x, _, _, dy = _batch(torch.float64, "channels_last")
+    labels = torch.tensor([4, 0, 4, 2, 2, 0, 4])
+
+    def results(x: Tensor, dy: Tensor, labels: Tensor, **keywords) -> list[Tensor]:
+        x, dy, gain, bias = (t.detach().clone().requires_grad_() for t in (x, dy, *tables))
+        y = conditional_batch_norm(x, gain, bias, labels=labels, activation="lrelu", **keywords)
+        first = torch.autograd.grad(y, (x, gain, bias), dy, create_graph=True)
+        # Linear in the tables' gradients, so that the ranks' penalties add up to the batch's.
+        penalty = first[0].square().sum() + sum((g * t).sum() for g, t in zip(first[1:], tables, strict=True))
+        return [y, *first, *torch.autograd.grad(penalty, (dy, x, gain))]
+
+    got = results(*_share([x, dy, labels], group), impl=impl, process_group=group)
+    want = results(x, dy, labels, impl="reference")
+    for i, (whole, b) in enumerate(zip(_whole(got, group), want, strict=True)):
+        a = whole if b.dim() == 4 else whole.unflatten(0, (group.size(), 6)).sum(0)
+        torch.testing.assert_close(
+            a, b, rtol=1e-9, atol=1e-9 * b.abs().max().item(),
+            msg=lambda text, i=i: f"{impl}, {group.size()} ranks, result {i} with labels: {text}",
         )  # fmt: skip
 
 
@@ -195,16 +221,17 @@ def _check_alone(group: dist.ProcessGroup, impl: str) -> None:
 def _check_library_contract(group: dist.ProcessGroup) -> None:
     ops = torch.ops.gankernels_synchronized
     x, gain, bias, dy = _batch(torch.float32, "channels_last")
+    labels = torch.arange(SHAPE[0]) // 2
     mean, var, count = torch.zeros(SHAPE[1]), torch.ones(SHAPE[1]), torch.tensor(420.0, dtype=torch.float64)
     grads = [t.clone().requires_grad_() for t in (x, gain, bias)]
     family = "gankernels" if "cpu" in IMPLEMENTATIONS else "gankernels_triton"
     tail = (1e-5, "lrelu", 0.2, family, group.group_name)
     for op, arguments in (
-        (ops.conditional_batch_norm_forward, (*grads, *tail, group.size())),
-        (ops.conditional_batch_norm_backward, (dy.clone().requires_grad_(), *grads, mean, var, count, *tail)),
+        (ops.conditional_batch_norm_forward, (*grads, labels, *tail, group.size())),
+        (ops.conditional_batch_norm_backward, (dy.clone().requires_grad_(), *grads, labels, mean, var, count, *tail)),
         (
             ops.conditional_batch_norm_backward_backward,
-            (dy, gain, bias, dy, x, gain, bias, mean, var, count, *tail),
+            (dy, gain, bias, dy, x, gain, bias, labels, mean, var, count, *tail),
         ),
         (torch.ops.gankernels_collectives.all_reduce_sum, (gain.clone().requires_grad_(), group.group_name)),
     ):

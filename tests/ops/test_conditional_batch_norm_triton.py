@@ -76,6 +76,7 @@ class Problem:
         channels_last: bool = False,
         batch: bool = True,
         activation: str = "lrelu",
+        classes: int | None = None,
     ) -> None:
         n, c, _, _ = shape
 
@@ -87,8 +88,10 @@ class Problem:
 
         self.batch, self.activation = batch, activation
         self.x = layout(random(*shape) * 2 + 3)
-        self.gain, self.bias, self.dy = random(n, c) + 1, random(n, c), layout(random(*shape))
-        self.cotangents = (layout(random(*shape)), random(n, c), random(n, c))
+        self.labels = None if classes is None else torch.randint(classes, (n,), device=device)
+        rows = n if classes is None else classes
+        self.gain, self.bias, self.dy = random(rows, c) + 1, random(rows, c), layout(random(*shape))
+        self.cotangents = (layout(random(*shape)), random(rows, c), random(rows, c))
         statistics = torch.float64 if dtype == torch.float64 else torch.float32
         self.statistics: tuple[Tensor | None, Tensor | None] = (None, None)
         if not batch:
@@ -97,7 +100,7 @@ class Problem:
     def triton(self, orders: int = 2) -> list[Tensor]:
         """All orders from the launchers, named by NAMES."""
         formula = (EPS, self.activation, SLOPE)
-        inputs = (self.x, self.gain, self.bias)
+        inputs = (self.x, self.gain, self.bias, self.labels)
         y, mean, var = kernels.conditional_batch_norm_forward(*inputs, *self.statistics, *formula)
         saved = (self.dy, *inputs, mean, var, self.batch, *formula)
         first = kernels.conditional_batch_norm_backward(*saved)
@@ -114,7 +117,7 @@ class Problem:
         """All orders by autograd through what a user of PyTorch would write, in the inputs' own dtype."""
 
         def forward(
-            x: Tensor, gain: Tensor, bias: Tensor, mean: Tensor | None, var: Tensor | None, **_: Any
+            x: Tensor, gain: Tensor, bias: Tensor, mean: Tensor | None, var: Tensor | None, labels: None, **_: Any
         ) -> tuple[Tensor, Tensor, Tensor]:
             x_hat = F.batch_norm(x, mean, var, training=self.batch, eps=EPS)
             z = x_hat * gain[:, :, None, None] + bias[:, :, None, None]
@@ -129,7 +132,8 @@ class Problem:
 
         x, gain, bias, dy = map(leaf, (self.x, self.gain, self.bias, self.dy))
         statistics = [None if s is None else s if dtype is None else s.to(dtype) for s in self.statistics]
-        y, mean, var = forward(x, gain, bias, *statistics, eps=EPS, activation=self.activation, slope=SLOPE)
+        formula = {"labels": self.labels, "eps": EPS, "activation": self.activation, "slope": SLOPE}
+        y, mean, var = forward(x, gain, bias, *statistics, **formula)
         first = torch.autograd.grad(y, (x, gain, bias), dy, create_graph=True)
         cotangents = [t.to(t.dtype if dtype is None else dtype) for t in self.cotangents]
         second = torch.autograd.grad(first, (dy, x, gain), cotangents)
@@ -165,6 +169,29 @@ def test_past_a_block(channels_last: bool, device: str) -> None:
     assert plan.chunks > plan.small_tile["BLOCK_K"] > 1
     assert plan.tiles > 1
     assert_equal_to_reference(Problem(shape, torch.float64, device, channels_last=channels_last))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.usefixtures("small_tiles")
+def test_class_tables_past_a_block(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "_CLASSES", 2)
+    problem = Problem((3, 3, 3, 7), torch.float64, device, classes=3)
+    plan = kernels._plan(3, 3, 21, torch.float64, False, 2)
+    assert plan.chunks > 1
+    assert_equal_to_reference(problem)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_label_out_of_range_spoils_its_sample_alone(device: str) -> None:
+    problem = Problem((4, 2, 2, 2), torch.float64, device, classes=3)
+    problem.labels = torch.tensor([2, 3, 0, -1], device=device)
+    y, _, _, dx, dgain, dbias, ddy, second_dx, second_dgain = problem.triton()
+    for pixels in (y, dx, ddy, second_dx):
+        assert pixels[1::2].isnan().all()
+        assert pixels[::2].isfinite().all()
+    for table in (dgain, dbias, second_dgain):
+        assert table.isfinite().all()
+        assert not table[1].any()
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -227,7 +254,7 @@ def test_mean_far_from_zero(channels_last: bool, device: str) -> None:
     problem = Problem((3, 4, 8, 9), torch.float32, device, channels_last=channels_last)
     problem.x = (problem.x - 3) / 2 + 1e4
     _, mean, var = kernels.conditional_batch_norm_forward(
-        problem.x, problem.gain, problem.bias, None, None, EPS, "none", SLOPE
+        problem.x, problem.gain, problem.bias, None, None, None, EPS, "none", SLOPE
     )
     exact = torch.var_mean(problem.x.double(), (0, 2, 3), correction=0)
     # Half a step of fp32 at 1e4 is 4.9e-4.
@@ -267,7 +294,7 @@ def test_offsets_past_31_bits(channels_last: bool) -> None:
     x[-1, -1, -1] = 2
     ones, zeros = x.new_ones(3, 48), x.new_zeros(3, 48)
     mean, var = x.new_zeros(48, dtype=torch.float32), x.new_ones(48, dtype=torch.float32)
-    y, *_ = kernels.conditional_batch_norm_forward(x, ones, zeros, mean, var, 0.0, "none", SLOPE)
+    y, *_ = kernels.conditional_batch_norm_forward(x, ones, zeros, None, mean, var, 0.0, "none", SLOPE)
     assert torch.equal(y, x)
 
 

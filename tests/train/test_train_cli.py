@@ -16,11 +16,11 @@ from PIL import Image
 
 pytest.importorskip("tyro", reason="the train command needs tyro")
 
-from gankernels import cli
+from gankernels import cli, models
 from gankernels.errors import InputError
 from gankernels.train import Config, Diverged, generate, load_generator, preset, save_grid, train
 from gankernels.train.cli import parse
-from gankernels.train.config import PRESETS, differences, flatten, from_dict
+from gankernels.train.config import differences, flatten, from_dict
 from gankernels.train.images import latents
 from gankernels.train.sample import slerp
 from gankernels.train.telemetry import read_stats
@@ -76,7 +76,7 @@ def test_help(capsys):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ("--preset biggan-9000", "expected one of sngan-32"),
+        ("--preset biggan-9000", "expected one of dcgan-32"),
         ("", "--preset"),
         ("--preset", "--preset"),
         ("--preset sngan-32 --out OUT", "--data: got nothing"),
@@ -193,8 +193,8 @@ def test_divergence_stops_before_anything_is_saved_over(make_config, dataset, ca
 
 
 def test_config_survives_json():
-    for make in PRESETS.values():
-        config = make()
+    for name in models.presets():
+        config = preset(name)
         assert from_dict(json.loads(json.dumps(dataclasses.asdict(config)))) == config
     with pytest.raises(InputError, match="nonsense"):
         from_dict({"preset": "sngan-32", "nonsense": 1})

@@ -6,13 +6,15 @@ import dataclasses
 
 import pytest
 import torch
+from torch import nn
+from torch.nn.utils import parametrizations
 
 import gankernels
 from gankernels.errors import InputError
 from gankernels.train import EMAConfig, precision
 from gankernels.train.batches import Batches, Sampler
 from gankernels.train.ema import decay
-from gankernels.train.step import d_step, g_step, new_state
+from gankernels.train.step import Player, d_step, g_step, new_state
 
 CPU = torch.device("cpu")
 
@@ -136,6 +138,33 @@ def test_spectral_norms_stay_fp32_under_autocast(make_config, dataset):
         d_step(state, batch)
         vectors.append([b.clone() for name, b in state.d.net.named_buffers() if name.endswith("_u")])
     assert all(torch.equal(a, b) for a, b in zip(*vectors, strict=True))
+
+
+@pytest.mark.parametrize("normed", [parametrizations.spectral_norm, gankernels.nn.spectral_norm], ids=["torch", "ours"])
+def test_spectral_norms_of_a_player_are_taken_together(make_config, normed):
+    """Once a block, in the dtype of autocast, with the numbers and the state names of PyTorch's."""
+
+    def net():
+        torch.manual_seed(0)
+        return nn.Sequential(normed(nn.Conv2d(2, 3, 3)), nn.ReLU(), normed(nn.Conv2d(3, 1, 3)))
+
+    stock, player = net(), Player(net(), make_config().d, CPU, torch.bfloat16)
+    assert player.net.state_dict().keys() == stock.state_dict().keys()
+    assert [id(p) for p in player.optimizer.param_groups[0]["params"]] == [id(p) for p in player.net.parameters()]
+    with player.hold():
+        weight = player.net[0].weight
+        assert player.net[0].weight is weight
+        assert weight.dtype == torch.bfloat16
+        torch.testing.assert_close(weight.float(), stock[0].weight, rtol=1e-2, atol=1e-2)
+        _ = stock[2].weight
+    for (name, ours), theirs in zip(player.net.state_dict().items(), stock.state_dict().values(), strict=True):
+        torch.testing.assert_close(ours, theirs, msg=lambda text, name=name: f"{name}: {text}")
+    loss = weight.float().square().sum()
+    player.update(loss)
+    assert player.net[0].parametrizations.weight.original.grad is not None
+    # As a checkpoint of a run before, or after, this one.
+    player.net.load_state_dict(stock.state_dict())
+    stock.load_state_dict(player.net.state_dict())
 
 
 def losses(config, dataset, steps: int, dtype: torch.dtype | None, impl: str | None) -> torch.Tensor:

@@ -200,7 +200,6 @@ def prepared(dataset, tmp_path) -> Path:
     return tmp_path / "tiny.zip"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("after", [0, 1])
 def test_kill_at_any_moment(prepared, tmp_path, after):
     """SIGKILL during training, before or after the first checkpoint; ``--resume`` reaches the same bits."""

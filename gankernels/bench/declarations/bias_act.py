@@ -46,6 +46,7 @@ BENCHMARK = Benchmark(
         Case("StyleGAN2-256 D 64 px", (8, 512, 64, 64), _STYLEGAN2),
         Case("StyleGAN2-256 D 16 px", (16, 512, 16, 16), _STYLEGAN2),
         Case("StyleGAN2-256 D 4 px", (16, 512, 4, 4), _STYLEGAN2),
+        Case("StyleGAN2-256 D 4 px, one sample", (1, 512, 4, 4), _STYLEGAN2),
         Case("DCGAN-64 D layer 1", (64, 64, 32, 32), _PLAIN, quick=True),
         Case("DCGAN-64 D layer 3", (64, 256, 8, 8), _PLAIN),
         Case("R3GAN-32 D 32 px", (64, 384, 32, 32), _PLAIN),

@@ -23,14 +23,16 @@ class _Input:
     activation: str
     training: bool
     mean: float = 0.0
+    classes: int | None = None  # with labels
 
     def __str__(self) -> str:
         layout = "channels_last" if self.layout == torch.channels_last else "contiguous"
         statistics = "batch" if self.training else "frozen"
-        return f"{'x'.join(map(str, self.shape))} {layout}, {self.activation}, {statistics} statistics"
+        tables = f", {self.classes} classes" if self.classes else ""
+        return f"{'x'.join(map(str, self.shape))} {layout}, {self.activation}, {statistics} statistics{tables}"
 
     def draw(self, generator: torch.Generator) -> Sequence[Tensor]:
-        n, c = self.shape[:2]
+        n, c = self.classes or self.shape[0], self.shape[1]
         x, gain, bias = (torch.randn(s, generator=generator, dtype=torch.float64) for s in (self.shape, (n, c), (n, c)))
         return x + self.mean, 1 + gain / 2, bias
 
@@ -40,12 +42,17 @@ class _Input:
         mean = torch.linspace(-1, 1, c, device=x.device, dtype=dtype)
         return mean, torch.linspace(0.5, 2, c, device=x.device, dtype=dtype)
 
+    def labels(self, x: Tensor) -> Tensor | None:
+        """Several samples of one class, and none of others."""
+        return torch.arange(len(x), device=x.device).square() % self.classes if self.classes else None
+
     def ours(self, x: Tensor, gain: Tensor, bias: Tensor, impl: str) -> Tensor:
         running_mean, running_var = self.running(x)
         return conditional_batch_norm(
             x,
             gain,
             bias,
+            labels=self.labels(x),
             running_mean=running_mean,
             running_var=running_var,
             training=self.training,
@@ -56,11 +63,14 @@ class _Input:
 
     def stock(self, x: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
         y = F.batch_norm(x, *self.running(x), training=self.training)
+        labels = self.labels(x)
+        if labels is not None:
+            gain, bias = F.embedding(labels, gain), F.embedding(labels, bias)
         return reference.activate(y * gain[:, :, None, None] + bias[:, :, None, None], self.activation, _SLOPE)
 
     def before_activation(self, x: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
         given = () if self.training else self.running(x)
-        return reference.conditional_batch_norm(x, gain, bias, *given)[0]
+        return reference.conditional_batch_norm(x, gain, bias, *given, labels=self.labels(x))[0]
 
 
 def checks() -> Iterator[Check]:
@@ -71,6 +81,7 @@ def checks() -> Iterator[Check]:
         _Input((3, 33, 4, 4), last, "lrelu", training=True),
         _Input((2, 17, 1, 9), last, "none", training=False),
         _Input((5, 1, 3, 11), contiguous, "lrelu", training=False),
+        _Input((5, 9, 3, 5), last, "relu", training=True, classes=7),
         _Input((16, 40, 9, 9), contiguous, "relu", training=True, mean=3.0),
         _Input((16, 40, 9, 9), last, "relu", training=True),
     ):

@@ -39,14 +39,26 @@ def _pixels(n, offs_c, start, C, L, CHANNELS_LAST: tl.constexpr, BLOCK_L: tl.con
 
 
 @triton.jit
-def _affine(gain_ptr, bias_ptr, mean_ptr, var_ptr, n, offs_c, C, EPS: tl.constexpr):
+def _load_row(table_ptr, labels_ptr, n, classes, offs_c, C):
+    """The row [BLOCK_C] of gain, bias or a cotangent that sample n has; NaN where its label is out of range."""
+    row = n
+    mask = offs_c < C
+    if labels_ptr is not None:
+        # Widened to the channels: Triton's interpreter takes no scalar in a mask.
+        row = tl.load(labels_ptr + n) + 0 * offs_c
+        mask = mask & (row >= 0) & (row < classes)
+    return tl.load(table_ptr + row * C + offs_c, mask=mask, other=float("nan"))
+
+
+@triton.jit
+def _affine(gain_ptr, bias_ptr, labels_ptr, mean_ptr, var_ptr, n, classes, offs_c, C, EPS: tl.constexpr):
     """mean, rstd, scale and bias of a program's channels, each [BLOCK_C, 1] in the accumulation type."""
     ACC: tl.constexpr = mean_ptr.dtype.element_ty
     mask = offs_c < C
     mean = tl.load(mean_ptr + offs_c, mask=mask, other=0.0)
     rstd = tl.rsqrt(tl.load(var_ptr + offs_c, mask=mask, other=1.0) + EPS)
-    scale = tl.load(gain_ptr + n * C + offs_c, mask=mask, other=0.0).to(ACC) * rstd
-    bias = tl.load(bias_ptr + n * C + offs_c, mask=mask, other=0.0).to(ACC)
+    scale = _load_row(gain_ptr, labels_ptr, n, classes, offs_c, C).to(ACC) * rstd
+    bias = _load_row(bias_ptr, labels_ptr, n, classes, offs_c, C).to(ACC)
     return mean[:, None], rstd[:, None], scale[:, None], bias[:, None]
 
 
@@ -173,14 +185,14 @@ def _conditional_batch_norm_finish_statistics_kernel(
 
 @triton.jit
 def _conditional_batch_norm_forward_kernel(
-    x_ptr, gain_ptr, bias_ptr, mean_ptr, var_ptr, y_ptr, C, L, chunks, tiles,
+    x_ptr, gain_ptr, bias_ptr, mean_ptr, var_ptr, y_ptr, C, L, chunks, tiles, labels_ptr, classes,
     EPS: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_L: tl.constexpr,
 ):  # fmt: skip
     """y = act((x - mean) * scale + bias)"""
     ACC: tl.constexpr = mean_ptr.dtype.element_ty
     _row, n, offs_c, start = _program(C, chunks, tiles, BLOCK_C, BLOCK_L)
-    mean, _rstd, scale, bias = _affine(gain_ptr, bias_ptr, mean_ptr, var_ptr, n, offs_c, C, EPS)
+    mean, _rstd, scale, bias = _affine(gain_ptr, bias_ptr, labels_ptr, mean_ptr, var_ptr, n, classes, offs_c, C, EPS)
     for i in range(tiles):
         offs, mask = _pixels(n, offs_c, start + i * BLOCK_L, C, L, CHANNELS_LAST, BLOCK_L)
         x = tl.load(x_ptr + offs, mask=mask, other=0.0).to(ACC)
@@ -190,14 +202,14 @@ def _conditional_batch_norm_forward_kernel(
 
 @triton.jit
 def _conditional_batch_norm_backward_sums_kernel(
-    dy_ptr, x_ptr, gain_ptr, bias_ptr, mean_ptr, var_ptr, sums_ptr, C, L, rows, chunks, tiles,
+    dy_ptr, x_ptr, gain_ptr, bias_ptr, mean_ptr, var_ptr, sums_ptr, C, L, rows, chunks, tiles, labels_ptr, classes,
     EPS: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_L: tl.constexpr,
 ):  # fmt: skip
     """s0 = sum dz and s1 = sum dz (x - mean), with dz = act'(z) dy, for each row of partial sums: [2, rows, C]."""
     ACC: tl.constexpr = mean_ptr.dtype.element_ty
     row, n, offs_c, start = _program(C, chunks, tiles, BLOCK_C, BLOCK_L)
-    mean, _rstd, scale, bias = _affine(gain_ptr, bias_ptr, mean_ptr, var_ptr, n, offs_c, C, EPS)
+    mean, _rstd, scale, bias = _affine(gain_ptr, bias_ptr, labels_ptr, mean_ptr, var_ptr, n, classes, offs_c, C, EPS)
     s0 = tl.zeros([BLOCK_C, BLOCK_L], ACC)
     s1 = tl.zeros([BLOCK_C, BLOCK_L], ACC)
     for i in range(tiles):
@@ -209,6 +221,29 @@ def _conditional_batch_norm_backward_sums_kernel(
         s1 += dz * x_centered
     _store_sum(sums_ptr, 0, row, rows, s0, offs_c, C)
     _store_sum(sums_ptr, 1, row, rows, s1, offs_c, C)
+
+
+@triton.jit
+def _conditional_batch_norm_class_sums_kernel(
+    sums_ptr, labels_ptr, of_classes_ptr, N, classes, C, chunks,
+    BLOCK_C: tl.constexpr, BLOCK_CLASSES: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Sums over the samples of each class, by their number: [quantities, N * chunks, C] -> [quantities, classes, C].
+
+    Zero for a class without one. A program looks at all samples for each block of classes."""
+    offs_c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    offs_class = tl.program_id(1) * BLOCK_CLASSES + tl.arange(0, BLOCK_CLASSES)
+    quantity = tl.program_id(2)
+    total = tl.zeros([BLOCK_C, BLOCK_CLASSES], sums_ptr.dtype.element_ty)
+    for i in range(0, N, BLOCK_N):
+        offs_n = i + tl.arange(0, BLOCK_N)
+        label = tl.load(labels_ptr + offs_n, mask=offs_n < N, other=-1)
+        of_sample = _load_sum(sums_ptr, quantity, offs_n, offs_c, N, C, chunks, BLOCK_K)
+        own = (offs_class[:, None] == label[None, :])[None, :, :]
+        # A choice, not a product with zero: a sample that is not finite must not spread.
+        total += tl.sum(tl.where(own, of_sample[:, None, :], 0.0), 2)
+    offs = (quantity * classes + offs_class).to(tl.int64)[None, :] * C + offs_c[:, None]
+    tl.store(of_classes_ptr + offs, total, mask=(offs_c < C)[:, None] & (offs_class < classes)[None, :])
 
 
 @triton.jit
@@ -242,14 +277,14 @@ def _conditional_batch_norm_backward_terms_kernel(
 
 @triton.jit
 def _conditional_batch_norm_backward_kernel(
-    dy_ptr, x_ptr, gain_ptr, bias_ptr, mean_ptr, var_ptr, terms_ptr, dx_ptr, C, L, chunks, tiles,
+    dy_ptr, x_ptr, gain_ptr, bias_ptr, mean_ptr, var_ptr, terms_ptr, dx_ptr, C, L, chunks, tiles, labels_ptr, classes,
     EPS: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, BATCH_STATISTICS: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_L: tl.constexpr,
 ):  # fmt: skip
     """dx = scale dz + of_x (x - mean) + of_1; where the statistics are constants, scale dz alone."""
     ACC: tl.constexpr = mean_ptr.dtype.element_ty
     _row, n, offs_c, start = _program(C, chunks, tiles, BLOCK_C, BLOCK_L)
-    mean, _rstd, scale, bias = _affine(gain_ptr, bias_ptr, mean_ptr, var_ptr, n, offs_c, C, EPS)
+    mean, _rstd, scale, bias = _affine(gain_ptr, bias_ptr, labels_ptr, mean_ptr, var_ptr, n, classes, offs_c, C, EPS)
     if BATCH_STATISTICS:
         of_x = tl.load(terms_ptr + offs_c, mask=offs_c < C, other=0.0)[:, None]
         of_1 = tl.load(terms_ptr + C + offs_c, mask=offs_c < C, other=0.0)[:, None]

@@ -11,6 +11,7 @@ import triton.language as tl
 from gankernels.ops.conditional_batch_norm.device import (
     _activate_backward,
     _affine,
+    _load_row,
     _load_sum,
     _pixels,
     _program,
@@ -21,14 +22,15 @@ from gankernels.ops.conditional_batch_norm.device import (
 
 @triton.jit
 def _conditional_batch_norm_backward_backward_sums_kernel(
-    ddx_ptr, dy_ptr, x_ptr, gain_ptr, bias_ptr, mean_ptr, var_ptr, sums_ptr, C, L, rows, chunks, tiles,
+    ddx_ptr, dy_ptr, x_ptr, gain_ptr, bias_ptr, mean_ptr, var_ptr, sums_ptr,
+    C, L, rows, chunks, tiles, labels_ptr, classes,
     EPS: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_L: tl.constexpr,
 ):  # fmt: skip
     """s0, s1, t0 = sum ddx, t1 = sum ddx (x - mean) and u = sum dz ddx for each row of partial sums: [5, rows, C]."""
     ACC: tl.constexpr = mean_ptr.dtype.element_ty
     row, n, offs_c, start = _program(C, chunks, tiles, BLOCK_C, BLOCK_L)
-    mean, _rstd, scale, bias = _affine(gain_ptr, bias_ptr, mean_ptr, var_ptr, n, offs_c, C, EPS)
+    mean, _rstd, scale, bias = _affine(gain_ptr, bias_ptr, labels_ptr, mean_ptr, var_ptr, n, classes, offs_c, C, EPS)
     s0 = tl.zeros([BLOCK_C, BLOCK_L], ACC)
     s1 = tl.zeros([BLOCK_C, BLOCK_L], ACC)
     t0 = tl.zeros([BLOCK_C, BLOCK_L], ACC)
@@ -110,7 +112,7 @@ def _conditional_batch_norm_backward_backward_terms_kernel(
 @triton.jit
 def _conditional_batch_norm_backward_backward_kernel(
     ddx_ptr, ddgain_ptr, ddbias_ptr, dy_ptr, x_ptr, gain_ptr, bias_ptr, mean_ptr, var_ptr, terms_ptr, ddy_ptr, dx_ptr,
-    C, L, chunks, tiles,
+    C, L, chunks, tiles, labels_ptr, classes,
     EPS: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, BATCH_STATISTICS: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_L: tl.constexpr,
 ):  # fmt: skip
@@ -118,10 +120,10 @@ def _conditional_batch_norm_backward_backward_kernel(
     dx = of_ddx ddx + of_dz dz + of_x (x - mean) + of_1; where the statistics are constants, of_dz dz alone."""
     ACC: tl.constexpr = mean_ptr.dtype.element_ty
     _row, n, offs_c, start = _program(C, chunks, tiles, BLOCK_C, BLOCK_L)
-    mean, rstd, scale, bias = _affine(gain_ptr, bias_ptr, mean_ptr, var_ptr, n, offs_c, C, EPS)
+    mean, rstd, scale, bias = _affine(gain_ptr, bias_ptr, labels_ptr, mean_ptr, var_ptr, n, classes, offs_c, C, EPS)
     mask_c = offs_c < C
-    of_dz = rstd * tl.load(ddgain_ptr + n * C + offs_c, mask=mask_c, other=0.0).to(ACC)[:, None]
-    of_mask = tl.load(ddbias_ptr + n * C + offs_c, mask=mask_c, other=0.0).to(ACC)[:, None]
+    of_dz = rstd * _load_row(ddgain_ptr, labels_ptr, n, classes, offs_c, C).to(ACC)[:, None]
+    of_mask = _load_row(ddbias_ptr, labels_ptr, n, classes, offs_c, C).to(ACC)[:, None]
     if BATCH_STATISTICS:
         of_ddx = tl.load(terms_ptr + offs_c, mask=mask_c, other=0.0)[:, None]
         of_x = tl.load(terms_ptr + C + offs_c, mask=mask_c, other=0.0)[:, None]

@@ -3,6 +3,8 @@
 They run compiled on CUDA tensors, and on CPU tensors in Triton's interpreter (TRITON_INTERPRET=1, set before triton is
 imported). They are asynchronous, allocate by shape alone, and add in an order that depends on shapes alone: safe in a
 CUDA graph, and the same bits every time. Arguments are trusted; op.py checks them.
+
+Gain and bias have a row for each sample, or with labels for each class, of which sample n has row labels[n].
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from torch import Tensor
 
 from gankernels.ops import _layout
 from gankernels.ops.conditional_batch_norm import device, device_backward_backward
+from gankernels.ops.conditional_batch_norm.synchronized import rows_of_batch
 
 # Bytes of one tensor's tile, by order of differentiation: two 16-byte loads a thread, or one in the second order, which
 # holds three tensors and five accumulators. More spills registers.
@@ -30,6 +33,8 @@ _CHANNELS = (64, 32)
 _PROGRAMS = 1024
 # Tiles of the steps on [N, C]: 8 channels fill a 32-byte sector of the workspace, and 64 rows give a thread 4 of them.
 _SMALL = {"BLOCK_C": 8, "BLOCK_ROWS": 64}
+# Classes of a program that sums over their samples: it holds BLOCK_C x BLOCK_CLASSES x BLOCK_ROWS numbers.
+_CLASSES = 8
 
 
 class _Plan(NamedTuple):
@@ -74,8 +79,9 @@ def _plan(n: int, c: int, pixels: int, dtype: torch.dtype, channels_last: bool, 
 
 def conditional_batch_norm_forward(
     x: Tensor,  # [N, C, H, W]
-    gain: Tensor,  # [N, C]
-    bias: Tensor,  # [N, C]
+    gain: Tensor,  # [rows, C]
+    bias: Tensor,  # [rows, C]
+    labels: Tensor | None,  # [N]
     mean: Tensor | None,  # [C]
     var: Tensor | None,  # [C]
     eps: float,
@@ -103,7 +109,7 @@ def conditional_batch_norm_forward(
             launch_statistics(plan, x, mean, var)
         device._conditional_batch_norm_forward_kernel[plan.grid](
             x, gain, bias, mean, var, y, plan.c, plan.l, plan.chunks, plan.tiles,
-            **_formula(eps, activation, slope), **plan.tile,
+            **_formula(eps, activation, slope, labels, gain), **plan.tile,
         )  # fmt: skip
     return y, mean, var
 
@@ -111,8 +117,9 @@ def conditional_batch_norm_forward(
 def conditional_batch_norm_backward(
     dy: Tensor,  # [N, C, H, W]
     x: Tensor,  # [N, C, H, W]
-    gain: Tensor,  # [N, C]
-    bias: Tensor,  # [N, C]
+    gain: Tensor,  # [rows, C]
+    bias: Tensor,  # [rows, C]
+    labels: Tensor | None,  # [N]
     mean: Tensor,  # [C]
     var: Tensor,  # [C]
     batch_statistics: bool,
@@ -130,13 +137,15 @@ def conditional_batch_norm_backward(
     if x.numel() == 0:
         return dx, dgain.zero_(), dbias.zero_()
     x, dy = (t.contiguous(memory_format=layout) for t in (x, dy))
-    plan, formula = _plan_of(x, layout, 1), _formula(eps, activation, slope)
+    plan, formula = _plan_of(x, layout, 1), _formula(eps, activation, slope, labels, gain)
     terms = x.new_empty((2, plan.c), dtype=_accumulator(x))
     with _on_device_of(x):
         sums = launch_backward_sums(plan, formula, dy, x, gain, bias, mean, var)
+        of_rows, sums = launch_row_sums(plan, sums, labels, len(gain))
         device._conditional_batch_norm_backward_terms_kernel[plan.small_grid](
-            sums, gain, var, dgain, dbias, terms, plan.n, plan.c, plan.chunks, plan.n * plan.l,
-            EPS=float(eps), BATCH_STATISTICS=batch_statistics, **plan.small_tile,
+            sums, rows_of_batch(gain, labels), var, dgain, dbias, terms,
+            of_rows.n, plan.c, of_rows.chunks, plan.n * plan.l,
+            EPS=float(eps), BATCH_STATISTICS=batch_statistics, **of_rows.small_tile,
         )  # fmt: skip
         launch_backward(plan, formula, batch_statistics, dy, x, gain, bias, mean, var, terms, dx)
     return dx, dgain, dbias
@@ -144,12 +153,13 @@ def conditional_batch_norm_backward(
 
 def conditional_batch_norm_backward_backward(
     ddx: Tensor,  # [N, C, H, W]
-    ddgain: Tensor,  # [N, C]
-    ddbias: Tensor,  # [N, C]
+    ddgain: Tensor,  # [rows, C]
+    ddbias: Tensor,  # [rows, C]
     dy: Tensor,  # [N, C, H, W]
     x: Tensor,  # [N, C, H, W]
-    gain: Tensor,  # [N, C]
-    bias: Tensor,  # [N, C]
+    gain: Tensor,  # [rows, C]
+    bias: Tensor,  # [rows, C]
+    labels: Tensor | None,  # [N]
     mean: Tensor,  # [C]
     var: Tensor,  # [C]
     batch_statistics: bool,
@@ -167,13 +177,15 @@ def conditional_batch_norm_backward_backward(
     if x.numel() == 0:
         return ddy, dx, dgain.zero_()
     x, dy, ddx = (t.contiguous(memory_format=layout) for t in (x, dy, ddx))
-    plan, formula = _plan_of(x, layout, 2), _formula(eps, activation, slope)
+    plan, formula = _plan_of(x, layout, 2), _formula(eps, activation, slope, labels, gain)
     terms = x.new_empty((5, plan.c), dtype=_accumulator(x))
     with _on_device_of(x):
         sums = launch_backward_backward_sums(plan, formula, ddx, dy, x, gain, bias, mean, var)
+        of_rows, sums = launch_row_sums(plan, sums, labels, len(gain))
         device_backward_backward._conditional_batch_norm_backward_backward_terms_kernel[plan.small_grid](
-            sums, ddgain, gain, var, dgain, terms, plan.n, plan.c, plan.chunks, plan.n * plan.l,
-            EPS=float(eps), BATCH_STATISTICS=batch_statistics, **plan.small_tile,
+            sums, rows_of_batch(ddgain, labels), rows_of_batch(gain, labels), var, dgain, terms,
+            of_rows.n, plan.c, of_rows.chunks, plan.n * plan.l,
+            EPS=float(eps), BATCH_STATISTICS=batch_statistics, **of_rows.small_tile,
         )  # fmt: skip
         launch_backward_backward(
             plan, formula, batch_statistics, ddx, ddgain, ddbias, dy, x, gain, bias, mean, var, terms, ddy, dx
@@ -197,7 +209,7 @@ def launch_statistics(plan: _Plan, x: Tensor, mean: Tensor, var: Tensor) -> None
 
 
 def launch_backward_sums(plan: _Plan, formula: dict[str, Any], *tensors: Tensor) -> Tensor:
-    """s0 and s1 for each row: [2, rows, C]. ``tensors``: dy, x, gain, bias, mean, var."""
+    """s0 and s1 for each row of partial sums: [2, rows, C]. ``tensors``: dy, x, gain, bias, mean, var."""
     sums = tensors[-1].new_empty((2, plan.rows, plan.c))
     device._conditional_batch_norm_backward_sums_kernel[plan.grid](
         *tensors, sums, plan.c, plan.l, plan.rows, plan.chunks, plan.tiles, **formula, **plan.tile
@@ -213,7 +225,7 @@ def launch_backward(plan: _Plan, formula: dict[str, Any], batch_statistics: bool
 
 
 def launch_backward_backward_sums(plan: _Plan, formula: dict[str, Any], *tensors: Tensor) -> Tensor:
-    """s0, s1, t0, t1 and u for each row: [5, rows, C]. ``tensors``: ddx, dy, x, gain, bias, mean, var."""
+    """s0, s1, t0, t1 and u for each row of partial sums: [5, rows, C]. ``tensors``: ddx, then those of order 1."""
     sums = tensors[-1].new_empty((5, plan.rows, plan.c))
     device_backward_backward._conditional_batch_norm_backward_backward_sums_kernel[plan.grid](
         *tensors, sums, plan.c, plan.l, plan.rows, plan.chunks, plan.tiles, **formula, **plan.tile
@@ -228,6 +240,20 @@ def launch_backward_backward(plan: _Plan, formula: dict[str, Any], batch_statist
     )
 
 
+def launch_row_sums(plan: _Plan, sums: Tensor, labels: Tensor | None, classes: int) -> tuple[_Plan, Tensor]:
+    """Partial sums [quantities, rows, C] of each row of gain, and the plan of the step on [rows, C] over them."""
+    if labels is None:
+        return plan, sums
+    of_classes = sums.new_empty((len(sums), classes, plan.c))
+    grid = (*plan.small_grid, triton.cdiv(classes, _CLASSES), len(sums))
+    device._conditional_batch_norm_class_sums_kernel[grid](
+        sums, labels.contiguous(), of_classes, plan.n, classes, plan.c, plan.chunks,
+        BLOCK_CLASSES=_CLASSES, **plan.small_tile,
+    )  # fmt: skip
+    small_tile = plan.small_tile | {"BLOCK_N": _SMALL["BLOCK_ROWS"], "BLOCK_K": 1}
+    return plan._replace(n=classes, chunks=1, small_tile=small_tile), of_classes
+
+
 def _accumulator(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
@@ -237,9 +263,16 @@ def _plan_of(x: Tensor, layout: torch.memory_format, order: int) -> _Plan:
     return _plan(n, c, h * w, x.dtype, layout == torch.channels_last, order)
 
 
-def _formula(eps: float, activation: str, slope: float) -> dict[str, Any]:
-    # A slope that is not used must not make another specialisation.
-    return {"EPS": float(eps), "ACTIVATION": activation, "SLOPE": float(slope) if activation == "lrelu" else 0.0}
+def _formula(eps: float, activation: str, slope: float, labels: Tensor | None, gain: Tensor) -> dict[str, Any]:
+    """What every kernel that computes z takes by name."""
+    return {
+        "labels_ptr": None if labels is None else labels.contiguous(),
+        "classes": 0 if labels is None else len(gain),
+        "EPS": float(eps),
+        "ACTIVATION": activation,
+        # A slope that is not used must not make another specialisation.
+        "SLOPE": float(slope) if activation == "lrelu" else 0.0,
+    }
 
 
 def _on_device_of(x: Tensor) -> AbstractContextManager[Any]:
@@ -257,7 +290,10 @@ class Specialisation(NamedTuple):
 
 
 def specialisations() -> Iterator[Specialisation]:
-    """Every kernel in every dtype and layout, with the activation that needs most registers, at [64, 192, 32, 32]."""
+    """Every kernel in every dtype and layout, with the activation that needs most registers, at [64, 192, 32, 32].
+
+    With labels, which are one load more, where registers are fewest: in fp64 and in 16 bits, channels_last.
+    """
     types = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64"}
     pixels = ("x_ptr", "y_ptr", "dy_ptr", "dx_ptr", "ddx_ptr", "ddy_ptr")
     functions = vars(device) | vars(device_backward_backward)
@@ -273,7 +309,8 @@ def specialisations() -> Iterator[Specialisation]:
                     continue  # the same as fp32
                 order = kernel.__name__.count("backward")
                 plan = _plan(64, 192, 1024, dtype, channels_last, order)
-                given = _formula(1e-5, "lrelu", 0.2) | {"BATCH_STATISTICS": True}
+                given = {"EPS": 1e-5, "ACTIVATION": "lrelu", "SLOPE": 0.2, "BATCH_STATISTICS": True}
+                given |= {"BLOCK_CLASSES": _CLASSES, "labels_ptr": None}
                 given |= plan.tile | _SMALL | plan.small_tile if small else plan.tile
                 accumulator = "fp64" if type_ == "fp64" else "fp32"
                 signature = {
@@ -284,8 +321,13 @@ def specialisations() -> Iterator[Specialisation]:
                     else "i32"
                     for name in kernel.arg_names
                 }
+                if "of_classes_ptr" in signature:
+                    signature["labels_ptr"] = "*i64"
                 constexprs = {name: given[name] for name, t in signature.items() if t == "constexpr"}
                 yield Specialisation(kernel, signature, constexprs, _OPTIONS)
+                if signature.get("labels_ptr") == "constexpr" and channels_last and type_ in ("bf16", "fp64"):
+                    with_labels = {name: value for name, value in constexprs.items() if name != "labels_ptr"}
+                    yield Specialisation(kernel, signature | {"labels_ptr": "*i64"}, with_labels, _OPTIONS)
                 exact = signature | {"mean_ptr": "*fp64", "var_ptr": "*fp64"}
                 # As parts.py launches it.
                 if kernel is device._conditional_batch_norm_finish_statistics_kernel and exact != signature:

@@ -24,9 +24,10 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 def conditional_batch_norm(
     x: Tensor,  # [N, C, H, W]
-    gain: Tensor,  # [N, C]
-    bias: Tensor,  # [N, C]
+    gain: Tensor,  # [N, C]; with labels [classes, C]
+    bias: Tensor,  # [N, C]; with labels [classes, C]
     *,
+    labels: Tensor | None = None,  # [N]
     running_mean: Tensor | None = None,  # [C]
     running_var: Tensor | None = None,  # [C]
     training: bool = True,
@@ -37,7 +38,7 @@ def conditional_batch_norm(
     process_group: ProcessGroup | None = None,
     impl: str | None = None,
 ) -> Tensor:
-    """``act((x - mean) / sqrt(var + eps) * gain + bias)`` with a gain and a bias for every sample.
+    """``act((x - mean) / sqrt(var + eps) * gain + bias)`` with a gain and a bias for every sample, or every class.
 
     In training, mean and (biased) variance are taken over N, H and W and differentiated through, and the running
     statistics, where given, move towards them (the variance unbiased, as torch's). Otherwise the running statistics are
@@ -45,8 +46,13 @@ def conditional_batch_norm(
 
     Args:
         x: [N, C, H, W] in fp32, bf16, fp16 or fp64, contiguous or channels_last (other strides are copied).
-        gain: [N, C], of any floating dtype.
-        bias: [N, C], of any floating dtype.
+        gain: [N, C], of any floating dtype; with ``labels`` a table [classes, C].
+        bias: [N, C], of any floating dtype; with ``labels`` a table [classes, C].
+        labels: [N], int64: sample n has row ``labels[n]`` of the tables, which the kernels read where it lies. The
+            tables' gradients are sums over the samples of a class in a fixed order, zero for a class without any. On
+            CUDA labels are not checked, since that would wait for the GPU: where one is out of range the kernels give
+            NaN in its sample's y and dx and leave the sample out of all sums, and the reference asserts, as torch's
+            indexing does.
         running_mean: [C], updated in place in training.
         running_var: [C], updated in place in training.
         training: use the statistics of this batch.
@@ -73,7 +79,7 @@ def conditional_batch_norm(
         >>> y = conditional_batch_norm(x, torch.ones(8, 64), torch.zeros(8, 64), activation="relu")
     """
     synchronize = several_ranks(process_group) and training
-    _check(x, gain, bias, running_mean, running_var, training, synchronize, activation)
+    _check(x, gain, bias, labels, running_mean, running_var, training, synchronize, activation)
     given = (None, None) if training else (running_mean, running_var)
     formula = (eps, activation, slope)
     count: int | Tensor = x.shape[0] * x.shape[2] * x.shape[3]
@@ -84,7 +90,7 @@ def conditional_batch_norm(
             mean, var, count = reference.statistics(x, process_group.group_name)
             given = (mean, var)
         y, mean, var = reference.conditional_batch_norm(
-            x, gain, bias, *given, eps=eps, activation=activation, slope=slope
+            x, gain, bias, *given, labels=labels, eps=eps, activation=activation, slope=slope
         )
         y = y.contiguous(memory_format=_layout.memory_format(x))
     else:
@@ -92,11 +98,11 @@ def conditional_batch_norm(
         family = NAMESPACES[choice.impl]
         if synchronize and process_group is not None:
             y, mean, var, count = synchronized.conditional_batch_norm(
-                x, gain, bias, *formula, family=family, process_group=process_group
+                x, gain, bias, labels, *formula, family=family, process_group=process_group
             )
         else:
             forward = getattr(torch.ops, family).conditional_batch_norm_forward
-            y, mean, var = forward(x, gain, bias, *given, *formula)
+            y, mean, var = forward(x, gain, bias, labels, *given, *formula)
 
     if training and running_mean is not None and running_var is not None:
         _update(running_mean, running_var, mean, var, count, momentum)
@@ -124,6 +130,7 @@ def _check(
     x: Tensor,
     gain: Tensor,
     bias: Tensor,
+    labels: Tensor | None,
     running_mean: Tensor | None,
     running_var: Tensor | None,
     training: bool,
@@ -142,9 +149,13 @@ def _check(
     statistics = {"running_mean": running_mean, "running_var": running_var}
     if not training and None in statistics.values():
         raise InputError("running_mean, running_var: got None, expected tensors [C] when training=False")
+    rows = n
+    if labels is not None:
+        _check_labels(x, gain, labels)
+        rows = gain.shape[0]
     for name, tensor, shape in (
-        ("gain", gain, (n, c)),
-        ("bias", bias, (n, c)),
+        ("gain", gain, (rows, c)),
+        ("bias", bias, (rows, c)),
         ("running_mean", running_mean, (c,)),
         ("running_var", running_var, (c,)),
     ):
@@ -160,35 +171,49 @@ def _check(
             raise InputError(f"{name}: got a tensor that requires grad, expected a buffer")
 
 
+def _check_labels(x: Tensor, gain: Tensor, labels: Tensor) -> None:
+    if gain.dim() != 2:
+        raise InputError(f"gain: got shape {tuple(gain.shape)}, expected [classes, {x.shape[1]}] with labels")
+    if labels.dtype != torch.int64:
+        raise InputError(f"labels: got dtype {labels.dtype}, expected torch.int64")
+    if labels.shape != x.shape[:1]:
+        raise InputError(f"labels: got shape {tuple(labels.shape)}, expected {tuple(x.shape[:1])}")
+    if labels.device != x.device:
+        raise InputError(f"labels: got a tensor on {labels.device}, expected {x.device}, where x is")
+    # Elsewhere asking would wait for the device, and a traced graph cannot ask.
+    if labels.device.type == "cpu" and labels.numel() > 0 and not torch.compiler.is_compiling():
+        least, most = (bound.item() for bound in labels.aminmax())
+        if least < 0 or most >= gain.shape[0]:
+            raise InputError(f"labels: got {least} to {most}, expected them from 0 to {gain.shape[0] - 1}")
+
+
 # ---- Registration ----
 
 SCHEMAS = {
     "conditional_batch_norm_forward": (
-        "(Tensor x, Tensor gain, Tensor bias, Tensor? mean, Tensor? var, float eps, str activation, float slope)"
-        " -> (Tensor y, Tensor mean, Tensor var)"
+        "(Tensor x, Tensor gain, Tensor bias, Tensor? labels, Tensor? mean, Tensor? var, float eps, str activation,"
+        " float slope) -> (Tensor y, Tensor mean, Tensor var)"
     ),
     "conditional_batch_norm_backward": (
-        "(Tensor dy, Tensor x, Tensor gain, Tensor bias, Tensor mean, Tensor var, bool batch_statistics, float eps,"
-        " str activation, float slope) -> (Tensor dx, Tensor dgain, Tensor dbias)"
+        "(Tensor dy, Tensor x, Tensor gain, Tensor bias, Tensor? labels, Tensor mean, Tensor var,"
+        " bool batch_statistics, float eps, str activation, float slope) -> (Tensor dx, Tensor dgain, Tensor dbias)"
     ),
     "conditional_batch_norm_backward_backward": (
-        "(Tensor ddx, Tensor ddgain, Tensor ddbias, Tensor dy, Tensor x, Tensor gain, Tensor bias, Tensor mean,"
-        " Tensor var, bool batch_statistics, float eps, str activation, float slope)"
+        "(Tensor ddx, Tensor ddgain, Tensor ddbias, Tensor dy, Tensor x, Tensor gain, Tensor bias,"
+        " Tensor? labels, Tensor mean, Tensor var, bool batch_statistics, float eps, str activation, float slope)"
         " -> (Tensor ddy, Tensor dx, Tensor dgain)"
     ),
 }
 
 
-def _forward_fake(
-    x: Tensor, gain: Tensor, bias: Tensor, mean: Tensor | None, var: Tensor | None, *_: Any
-) -> tuple[Tensor, Tensor, Tensor]:
+def _forward_fake(x: Tensor, gain: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     statistics = gain.new_empty(x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))
     return _layout.empty_like(x), statistics, torch.empty_like(statistics)
 
 
 def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, gain, bias, mean, _, *ctx.arguments = inputs
-    ctx.save_for_backward(x, gain, bias, *output[1:])
+    x, gain, bias, labels, mean, _, *ctx.arguments = inputs
+    ctx.save_for_backward(x, gain, bias, labels, *output[1:])
     ctx.mark_non_differentiable(*output[1:])
     ctx.arguments = (mean is None, *ctx.arguments)
 
@@ -202,12 +227,12 @@ def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 def _formulas(ops: SimpleNamespace) -> Formulas:
     def forward_vjp(ctx: Any, dy: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         dx, dgain, dbias = ops.conditional_batch_norm_backward(dy, *ctx.saved_tensors, *ctx.arguments)
-        return dx, dgain, dbias, None, None, None, None, None
+        return dx, dgain, dbias, *[None] * 6
 
     # mean and var get no cotangents of their own: where they are functions of x, that path is part of x's.
     def backward_vjp(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         ddy, dx, dgain = ops.conditional_batch_norm_backward_backward(*cotangents, *ctx.saved_tensors, *ctx.arguments)
-        return ddy, dx, dgain, *[None] * 7
+        return ddy, dx, dgain, *[None] * 8
 
     return {
         "conditional_batch_norm_forward": (_forward_fake, _save_forward, forward_vjp),

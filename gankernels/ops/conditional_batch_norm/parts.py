@@ -1,7 +1,7 @@
 """Launchers of the Triton kernels in parts, for statistics of several ranks: one side of an order's middle step each.
 
-Arguments and results are those of the native ops of the same names; synchronized.py has the middle steps. Pixels may be
-none: another rank may have some.
+Arguments and results are those of the native ops of the same names; synchronized.py has the middle steps. Sums come
+by row of gain. Pixels may be none: another rank may have some.
 """
 
 from __future__ import annotations
@@ -27,30 +27,32 @@ def conditional_batch_norm_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
 def conditional_batch_norm_backward_sums(
     dy: Tensor,  # [N, C, H, W]
     x: Tensor,  # [N, C, H, W]
-    gain: Tensor,  # [N, C]
-    bias: Tensor,  # [N, C]
+    gain: Tensor,  # [rows, C]
+    bias: Tensor,  # [rows, C]
+    labels: Tensor | None,  # [N]
     mean: Tensor,  # [C]
     var: Tensor,  # [C]
     eps: float,
     activation: str,
     slope: float,
 ) -> Tensor:
-    """s0 and s1: [N, C, 2]."""
+    """s0 and s1: [rows, C, 2]."""
     if x.numel() == 0:
         return var.new_zeros((*gain.shape, 2))
-    layout, formula = _layout.memory_format(x), kernels._formula(eps, activation, slope)
+    layout, formula = _layout.memory_format(x), kernels._formula(eps, activation, slope, labels, gain)
     plan = kernels._plan_of(x, layout, 1)
     dy, x = (t.contiguous(memory_format=layout) for t in (dy, x))
     with kernels._on_device_of(x):
         sums = kernels.launch_backward_sums(plan, formula, dy, x, gain.contiguous(), bias.contiguous(), mean, var)
-    return _by_sample(plan, sums)
+    return _by_row(plan, sums, labels, gain)
 
 
 def conditional_batch_norm_backward_apply(
     dy: Tensor,  # [N, C, H, W]
     x: Tensor,  # [N, C, H, W]
-    gain: Tensor,  # [N, C]
-    bias: Tensor,  # [N, C]
+    gain: Tensor,  # [rows, C]
+    bias: Tensor,  # [rows, C]
+    labels: Tensor | None,  # [N]
     mean: Tensor,  # [C]
     var: Tensor,  # [C]
     terms: Tensor,  # [2, C]
@@ -62,7 +64,7 @@ def conditional_batch_norm_backward_apply(
     dx = _layout.empty_like(x)
     if x.numel() == 0:
         return dx
-    layout, formula = _layout.memory_format(x), kernels._formula(eps, activation, slope)
+    layout, formula = _layout.memory_format(x), kernels._formula(eps, activation, slope, labels, gain)
     plan = kernels._plan_of(x, layout, 1)
     dy, x = (t.contiguous(memory_format=layout) for t in (dy, x))
     small = (t.contiguous() for t in (gain, bias, mean, var, terms))
@@ -75,34 +77,36 @@ def conditional_batch_norm_backward_backward_sums(
     ddx: Tensor,  # [N, C, H, W]
     dy: Tensor,  # [N, C, H, W]
     x: Tensor,  # [N, C, H, W]
-    gain: Tensor,  # [N, C]
-    bias: Tensor,  # [N, C]
+    gain: Tensor,  # [rows, C]
+    bias: Tensor,  # [rows, C]
+    labels: Tensor | None,  # [N]
     mean: Tensor,  # [C]
     var: Tensor,  # [C]
     eps: float,
     activation: str,
     slope: float,
 ) -> Tensor:
-    """s0, s1, t0, t1 and u: [N, C, 5]."""
+    """s0, s1, t0, t1 and u: [rows, C, 5]."""
     if x.numel() == 0:
         return var.new_zeros((*gain.shape, 5))
-    layout, formula = _layout.memory_format(x), kernels._formula(eps, activation, slope)
+    layout, formula = _layout.memory_format(x), kernels._formula(eps, activation, slope, labels, gain)
     plan = kernels._plan_of(x, layout, 2)
     ddx, dy, x = (t.contiguous(memory_format=layout) for t in (ddx, dy, x))
     small = (t.contiguous() for t in (gain, bias, mean, var))
     with kernels._on_device_of(x):
         sums = kernels.launch_backward_backward_sums(plan, formula, ddx, dy, x, *small)
-    return _by_sample(plan, sums)
+    return _by_row(plan, sums, labels, gain)
 
 
 def conditional_batch_norm_backward_backward_apply(
     ddx: Tensor,  # [N, C, H, W]
-    ddgain: Tensor,  # [N, C]
-    ddbias: Tensor,  # [N, C]
+    ddgain: Tensor,  # [rows, C]
+    ddbias: Tensor,  # [rows, C]
     dy: Tensor,  # [N, C, H, W]
     x: Tensor,  # [N, C, H, W]
-    gain: Tensor,  # [N, C]
-    bias: Tensor,  # [N, C]
+    gain: Tensor,  # [rows, C]
+    bias: Tensor,  # [rows, C]
+    labels: Tensor | None,  # [N]
     mean: Tensor,  # [C]
     var: Tensor,  # [C]
     terms: Tensor,  # [5, C]
@@ -114,7 +118,7 @@ def conditional_batch_norm_backward_backward_apply(
     ddy, dx = _layout.empty_like(x), _layout.empty_like(x)
     if x.numel() == 0:
         return ddy, dx
-    layout, formula = _layout.memory_format(x), kernels._formula(eps, activation, slope)
+    layout, formula = _layout.memory_format(x), kernels._formula(eps, activation, slope, labels, gain)
     plan = kernels._plan_of(x, layout, 2)
     ddx, dy, x = (t.contiguous(memory_format=layout) for t in (ddx, dy, x))
     ddgain, ddbias, *small = (t.contiguous() for t in (ddgain, ddbias, gain, bias, mean, var, terms))
@@ -123,6 +127,7 @@ def conditional_batch_norm_backward_backward_apply(
     return ddy, dx
 
 
-def _by_sample(plan: kernels._Plan, sums: Tensor) -> Tensor:
-    """Rows of partial sums [quantities, N * chunks, C] -> [N, C, quantities]."""
-    return sums.unflatten(1, (plan.n, plan.chunks)).sum(2).permute(1, 2, 0).contiguous()
+def _by_row(plan: kernels._Plan, sums: Tensor, labels: Tensor | None, gain: Tensor) -> Tensor:
+    """Partial sums [quantities, N * chunks, C] -> [rows, C, quantities]."""
+    of_rows, sums = kernels.launch_row_sums(plan, sums, labels, len(gain))
+    return sums.unflatten(1, (of_rows.n, of_rows.chunks)).sum(2).permute(1, 2, 0).contiguous()

@@ -24,24 +24,28 @@ def activate(z: Tensor, activation: str, slope: float) -> Tensor:
 
 def conditional_batch_norm(
     x: Tensor,  # [N, C, H, W]
-    gain: Tensor,  # [N, C]
-    bias: Tensor,  # [N, C]
+    gain: Tensor,  # [N, C]; with labels [classes, C]
+    bias: Tensor,  # [N, C]; with labels [classes, C]
     mean: Tensor | None = None,  # [C]
     var: Tensor | None = None,  # [C]
     *,
+    labels: Tensor | None = None,  # [N]
     eps: float = 1e-5,
     activation: str = "none",
     slope: float = 0.2,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``act((x - mean) / sqrt(var + eps) * gain + bias)``, computed in fp32 (fp64 for fp64).
 
-    Without ``mean`` and ``var`` (biased) they are taken over N, H and W, and are differentiated through.
+    Without ``mean`` and ``var`` (biased) they are taken over N, H and W, and are differentiated through. With
+    ``labels`` gain and bias are tables, of which sample n has row ``labels[n]``.
 
     Returns:
         y [N, C, H, W] in x's dtype, and the mean [C] and variance [C] that were used, in fp32 (fp64 for fp64).
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
     x_ = x.to(dtype)
+    if labels is not None:
+        gain, bias = gain[labels], bias[labels]
     if mean is None or var is None:
         mean = x_.mean((0, 2, 3))
         var = (x_ - mean[:, None, None]).square().mean((0, 2, 3))

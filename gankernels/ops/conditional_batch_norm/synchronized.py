@@ -1,8 +1,11 @@
 """Conditional batch normalisation whose batch is spread over the ranks of a process group.
 
-The kernels run in parts, and the middle step of each order, a few operations on [N, C] and [C], stands here for all of
-them, with its one collective. The formulas are those of csrc/conditional_batch_norm.h. Across ranks numbers are fp64:
-a kilobyte a collective, and counts are exact.
+The kernels run in parts, and the middle step of each order, a few operations on [rows, C] and [C], stands here for all
+of them, with its one collective. The formulas are those of csrc/conditional_batch_norm.h. Across ranks numbers are
+fp64: a kilobyte a collective, and counts are exact.
+
+Gain and bias have a row for each sample, or with labels for each class. The parts return sums by row, so that the
+formulas are the same for both. A rank's gradients of a table are those of its own samples, as of any parameter.
 """
 
 from __future__ import annotations
@@ -25,34 +28,34 @@ if TYPE_CHECKING:
 PARTS = {
     "conditional_batch_norm_statistics": "(Tensor x) -> (Tensor mean, Tensor var)",
     "conditional_batch_norm_backward_sums": (
-        "(Tensor dy, Tensor x, Tensor gain, Tensor bias, Tensor mean, Tensor var, float eps, str activation,"
-        " float slope) -> Tensor"
+        "(Tensor dy, Tensor x, Tensor gain, Tensor bias, Tensor? labels, Tensor mean, Tensor var, float eps,"
+        " str activation, float slope) -> Tensor"
     ),
     "conditional_batch_norm_backward_apply": (
-        "(Tensor dy, Tensor x, Tensor gain, Tensor bias, Tensor mean, Tensor var, Tensor terms, float eps,"
-        " str activation, float slope) -> Tensor"
+        "(Tensor dy, Tensor x, Tensor gain, Tensor bias, Tensor? labels, Tensor mean, Tensor var, Tensor terms,"
+        " float eps, str activation, float slope) -> Tensor"
     ),
     "conditional_batch_norm_backward_backward_sums": (
-        "(Tensor ddx, Tensor dy, Tensor x, Tensor gain, Tensor bias, Tensor mean, Tensor var, float eps,"
-        " str activation, float slope) -> Tensor"
+        "(Tensor ddx, Tensor dy, Tensor x, Tensor gain, Tensor bias, Tensor? labels, Tensor mean, Tensor var,"
+        " float eps, str activation, float slope) -> Tensor"
     ),
     "conditional_batch_norm_backward_backward_apply": (
-        "(Tensor ddx, Tensor ddgain, Tensor ddbias, Tensor dy, Tensor x, Tensor gain, Tensor bias, Tensor mean,"
-        " Tensor var, Tensor terms, float eps, str activation, float slope) -> (Tensor ddy, Tensor dx)"
+        "(Tensor ddx, Tensor ddgain, Tensor ddbias, Tensor dy, Tensor x, Tensor gain, Tensor bias, Tensor? labels,"
+        " Tensor mean, Tensor var, Tensor terms, float eps, str activation, float slope) -> (Tensor ddy, Tensor dx)"
     ),
 }
 SCHEMAS = {
     "conditional_batch_norm_forward": (
-        "(Tensor x, Tensor gain, Tensor bias, float eps, str activation, float slope, str family, str group, int ranks)"
-        " -> (Tensor y, Tensor mean, Tensor var, Tensor count)"
+        "(Tensor x, Tensor gain, Tensor bias, Tensor? labels, float eps, str activation, float slope, str family,"
+        " str group, int ranks) -> (Tensor y, Tensor mean, Tensor var, Tensor count)"
     ),
     "conditional_batch_norm_backward": (
-        "(Tensor dy, Tensor x, Tensor gain, Tensor bias, Tensor mean, Tensor var, Tensor count, float eps,"
-        " str activation, float slope, str family, str group) -> (Tensor dx, Tensor dgain, Tensor dbias)"
+        "(Tensor dy, Tensor x, Tensor gain, Tensor bias, Tensor? labels, Tensor mean, Tensor var, Tensor count,"
+        " float eps, str activation, float slope, str family, str group) -> (Tensor dx, Tensor dgain, Tensor dbias)"
     ),
     "conditional_batch_norm_backward_backward": (
-        "(Tensor ddx, Tensor ddgain, Tensor ddbias, Tensor dy, Tensor x, Tensor gain, Tensor bias, Tensor mean,"
-        " Tensor var, Tensor count, float eps, str activation, float slope, str family, str group)"
+        "(Tensor ddx, Tensor ddgain, Tensor ddbias, Tensor dy, Tensor x, Tensor gain, Tensor bias, Tensor? labels,"
+        " Tensor mean, Tensor var, Tensor count, float eps, str activation, float slope, str family, str group)"
         " -> (Tensor ddy, Tensor dx, Tensor dgain)"
     ),
 }
@@ -60,21 +63,23 @@ SCHEMAS = {
 
 def conditional_batch_norm(
     x: Tensor,  # [N, C, H, W]
-    gain: Tensor,  # [N, C]
-    bias: Tensor,  # [N, C]
+    gain: Tensor,  # [rows, C]
+    bias: Tensor,  # [rows, C]
+    labels: Tensor | None,  # [N]
     *formula: Any,  # eps, activation, slope
     family: str,
     process_group: ProcessGroup,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """:func:`forward` as a registered op, differentiable twice, on the kernels of ``family``."""
     op = torch.ops.gankernels_synchronized.conditional_batch_norm_forward
-    return op(x, gain, bias, *formula, family, process_group.group_name, process_group.size())
+    return op(x, gain, bias, labels, *formula, family, process_group.group_name, process_group.size())
 
 
 def forward(
     x: Tensor,  # [N, C, H, W]
-    gain: Tensor,  # [N, C]
-    bias: Tensor,  # [N, C]
+    gain: Tensor,  # [rows, C]
+    bias: Tensor,  # [rows, C]
+    labels: Tensor | None,  # [N]
     eps: float,
     activation: str,
     slope: float,
@@ -97,15 +102,16 @@ def forward(
     # Chan, Golub and LeVeque 1979, for any number of sets.
     mean = (share * means).sum(0)
     var = (share * (variances + (means - mean).square())).sum(0)
-    y, mean, var = ops.conditional_batch_norm_forward(x, gain, bias, mean, var, eps, activation, slope)
+    y, mean, var = ops.conditional_batch_norm_forward(x, gain, bias, labels, mean, var, eps, activation, slope)
     return y, mean, var, count
 
 
 def backward(
     dy: Tensor,  # [N, C, H, W]
     x: Tensor,  # [N, C, H, W]
-    gain: Tensor,  # [N, C]
-    bias: Tensor,  # [N, C]
+    gain: Tensor,  # [rows, C]
+    bias: Tensor,  # [rows, C]
+    labels: Tensor | None,  # [N]
     mean: Tensor,  # [C]
     var: Tensor,  # [C]
     count: Tensor,  # []
@@ -116,9 +122,9 @@ def backward(
     group: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dx, dgain and dbias of the sum of all ranks' losses. One collective, of 2 C numbers."""
-    ops, saved, formula = getattr(torch.ops, family), (x, gain, bias, mean, var), (eps, activation, slope)
-    s0, s1 = ops.conditional_batch_norm_backward_sums(dy, *saved, *formula).unbind(2)  # [N, C]
-    gain_, rstd = gain.to(s0.dtype), (var.double() + eps).rsqrt()
+    ops, saved, formula = getattr(torch.ops, family), (x, gain, bias, labels, mean, var), (eps, activation, slope)
+    s0, s1 = ops.conditional_batch_norm_backward_sums(dy, *saved, *formula).unbind(2)  # [rows, C]
+    gain_, rstd = rows_of_batch(gain, labels).to(s0.dtype), (var.double() + eps).rsqrt()
     sums = torch.stack([gain_ * s0, gain_ * s1]).sum(1, dtype=torch.float64)  # [2, C]
     mean_g, mean_gx = all_reduce_sum(sums, group) / count
     terms = torch.stack([-(rstd**3) * mean_gx, -rstd * mean_g]).to(s0.dtype)
@@ -128,12 +134,13 @@ def backward(
 
 def backward_backward(
     ddx: Tensor,  # [N, C, H, W]
-    ddgain: Tensor,  # [N, C]
-    ddbias: Tensor,  # [N, C]
+    ddgain: Tensor,  # [rows, C]
+    ddbias: Tensor,  # [rows, C]
     dy: Tensor,  # [N, C, H, W]
     x: Tensor,  # [N, C, H, W]
-    gain: Tensor,  # [N, C]
-    bias: Tensor,  # [N, C]
+    gain: Tensor,  # [rows, C]
+    bias: Tensor,  # [rows, C]
+    labels: Tensor | None,  # [N]
     mean: Tensor,  # [C]
     var: Tensor,  # [C]
     count: Tensor,  # []
@@ -144,10 +151,11 @@ def backward_backward(
     group: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The vector-Jacobian product of :func:`backward`: cotangents of dy, x and gain. One collective, of 7 C numbers."""
-    ops, saved, formula = getattr(torch.ops, family), (x, gain, bias, mean, var), (eps, activation, slope)
+    ops, saved, formula = getattr(torch.ops, family), (x, gain, bias, labels, mean, var), (eps, activation, slope)
     sums = ops.conditional_batch_norm_backward_backward_sums(ddx, dy, *saved, *formula)
-    s0, s1, t0, t1, u = sums.unbind(2)  # [N, C]
-    gain_, ddgain_, rstd = gain.to(s0.dtype), ddgain.to(s0.dtype), (var.double() + eps).rsqrt()
+    s0, s1, t0, t1, u = sums.unbind(2)  # [rows, C]
+    gain_, ddgain_ = (rows_of_batch(t, labels).to(s0.dtype) for t in (gain, ddgain))
+    rstd = (var.double() + eps).rsqrt()
     by_sample = torch.stack([gain_ * s0, gain_ * s1, t0, t1, gain_ * u, ddgain_ * s0, ddgain_ * s1])
     means = all_reduce_sum(by_sample.sum(1, dtype=torch.float64), group) / count
     g, gx, a, ax, ag, p, px = means.unbind()  # [C]
@@ -162,6 +170,17 @@ def backward_backward(
     ddy, dx = ops.conditional_batch_norm_backward_backward_apply(ddx, ddgain, ddbias, dy, *saved, terms, *formula)
     rstd, a, ax = (t.to(s0.dtype) for t in (rstd, a, ax))
     return ddy, dx, (rstd * (u - a * s0 - rstd * ax * s1)).to(gain.dtype)
+
+
+def rows_of_batch(table: Tensor, labels: Tensor | None) -> Tensor:
+    """``table`` [rows, C] with zeros for the classes that the batch has not.
+
+    Their sums are zero; times what is not finite they would not be.
+    """
+    if labels is None:
+        return table
+    present = (labels[:, None] == torch.arange(len(table), device=table.device)).any(0)
+    return table.where(present[:, None], 0)
 
 
 # ---- Registration ----
@@ -188,34 +207,36 @@ def _statistics_fake(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, gain, bias, *arguments = inputs
-    ctx.save_for_backward(x, gain, bias, *output[1:])
+    x, gain, bias, labels, *arguments = inputs
+    ctx.save_for_backward(x, gain, bias, labels, *output[1:])
     ctx.mark_non_differentiable(*output[1:])
     ctx.arguments = arguments[:-1]
 
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(*inputs[:7])
-    ctx.arguments = inputs[7:]
+    ctx.save_for_backward(*inputs[:8])
+    ctx.arguments = inputs[8:]
 
 
 def _forward_vjp(ctx: Any, dy: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     ops = torch.ops.gankernels_synchronized
-    return *ops.conditional_batch_norm_backward(dy, *ctx.saved_tensors, *ctx.arguments), *[None] * 6
+    return *ops.conditional_batch_norm_backward(dy, *ctx.saved_tensors, *ctx.arguments), *[None] * 7
 
 
 def _backward_vjp(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
     ops = torch.ops.gankernels_synchronized
     second = ops.conditional_batch_norm_backward_backward(*cotangents, *ctx.saved_tensors, *ctx.arguments)
-    return *second, *[None] * 9
+    return *second, *[None] * 10
 
 
 _PART_FAKES: dict[str, Callable[..., Any]] = {
     "conditional_batch_norm_statistics": _statistics_fake,
-    "conditional_batch_norm_backward_sums": lambda dy, x, gain, bias, mean, *_: mean.new_empty((*gain.shape, 2)),
+    "conditional_batch_norm_backward_sums": lambda dy, x, gain, bias, labels, mean, *_: mean.new_empty(
+        (*gain.shape, 2)
+    ),
     "conditional_batch_norm_backward_apply": lambda dy, x, *_: _layout.empty_like(x),
     "conditional_batch_norm_backward_backward_sums": (
-        lambda ddx, dy, x, gain, bias, mean, *_: mean.new_empty((*gain.shape, 5))
+        lambda ddx, dy, x, gain, bias, labels, mean, *_: mean.new_empty((*gain.shape, 5))
     ),
     "conditional_batch_norm_backward_backward_apply": (
         lambda ddx, ddgain, ddbias, dy, x, *_: (_layout.empty_like(x), _layout.empty_like(x))

@@ -5,6 +5,8 @@ Miyato et al., arXiv 1802.05957, algorithm 1, with the meaning of ``torch.nn.uti
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -36,7 +38,8 @@ def spectral_norm(
     weight_ = weight.to(dtype)
     w = matrix(weight_, dim)
     u, v = u.detach().to(dtype, copy=True), v.detach().to(dtype, copy=True)
-    with torch.autocast(weight.device.type, enabled=False):
+    # There is no autocast for the meta device, on which networks are built for their shapes alone.
+    with contextlib.nullcontext() if weight.is_meta else torch.autocast(weight.device.type, enabled=False):
         with torch.no_grad():
             for _ in range(n_power_iterations):
                 u = F.normalize(w @ v, dim=0, eps=eps)

@@ -1,0 +1,44 @@
+// What does not depend on the instruction set: the tiling, and the choice of the table.
+#include "fold_conv_weight.h"
+#include "isa.h"
+
+namespace gankernels::fold_conv_weight::cpu {
+namespace {
+
+constexpr int64_t kDirect = 512;  // channels of a tile that is neither gathered nor scattered
+constexpr int64_t kRows = 16;     // at most, of one that is: so many fp32 numbers fill a line of the cache
+
+int64_t ceil_div(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
+
+}  // namespace
+
+Tiling tiling(const Problem& p) {
+  Tiling t = along_outputs(p)
+                 ? Tiling{p.outputs, p.inputs, p.from.output, p.from.input, p.to.output, p.to.input, 0, 0, 0, 0}
+                 : Tiling{p.inputs, p.outputs, p.from.input, p.from.output, p.to.input, p.to.output, 0, 0, 0, 0};
+  const bool direct = t.from_along == 1 && t.to_along == 1;
+  t.block = direct ? kDirect : kGathered;
+  const int64_t fitting = kGatheredTaps / (p.from_taps * p.from_taps);
+  t.rows = direct ? 1 : fitting < kRows ? fitting : kRows;
+  t.blocks = ceil_div(t.along, t.block);
+  t.tiles = t.blocks * ceil_div(t.across, t.rows);
+  return t;
+}
+
+Pass pass(DType dtype) {
+#if defined(GANKERNELS_X86)
+  switch (gankernels::cpu::isa()) {
+    case gankernels::cpu::Isa::kAvx512:
+      return avx512::table[static_cast<int>(dtype)];
+    case gankernels::cpu::Isa::kAvx2:
+      return avx2::table[static_cast<int>(dtype)];
+    default:
+      break;
+  }
+#endif
+  return baseline::table[static_cast<int>(dtype)];
+}
+
+}  // namespace gankernels::fold_conv_weight::cpu

@@ -1,0 +1,3 @@
+from gankernels.ops.conv2d.op import conv2d
+
+__all__ = ["conv2d"]

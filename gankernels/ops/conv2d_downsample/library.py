@@ -1,0 +1,36 @@
+"""A convolution and a 2x2 mean by the library's convolutions, on the three routes of ``op.route``."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from gankernels.ops._convolution import convolution
+from gankernels.ops._resampled_convolution import Call
+from gankernels.ops.fold_conv_weight.op import fold_conv_weight
+
+
+def folded(call: Call) -> Tensor:
+    """One convolution of stride 2 with the same padding. It stops where the mean does, at a last odd row."""
+    x, padding = _padded(call)
+    weight = fold_conv_weight(call.weight, "down", channels_last=call.channels_last)
+    return call.activated(convolution(x, weight, call.convolution_bias(), stride=(2, 2), padding=padding))
+
+
+def small_side(call: Call) -> Tensor:
+    """A 1x1 convolution of a mean is the mean of the 1x1 convolutions."""
+    return call.activated(convolution(F.avg_pool2d(call.x, 2), call.weight, call.convolution_bias()))
+
+
+def plain(call: Call) -> Tensor:
+    """The two steps of the definition."""
+    x, padding = _padded(call)
+    return call.activated(F.avg_pool2d(convolution(x, call.weight, call.convolution_bias(), padding=padding), 2))
+
+
+def _padded(call: Call) -> tuple[Tensor, tuple[int, int]]:
+    """x, and the padding (height, width) that the library adds. Where two ends differ, x is padded in a copy."""
+    left, right, top, bottom = call.padding
+    if (left, top) != (right, bottom):
+        return F.pad(call.x, call.padding), (0, 0)
+    return call.x, (top, left)

@@ -1,0 +1,3 @@
+from gankernels.ops.fold_conv_weight.op import fold_conv_weight
+
+__all__ = ["fold_conv_weight"]

@@ -1,0 +1,48 @@
+"""Nearest x2 and a convolution by the library's convolutions, on the three routes of ``op.route``."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gankernels.ops._convolution import convolution
+from gankernels.ops._resampled_convolution import Call
+from gankernels.ops.fold_conv_weight.op import fold_conv_weight
+
+
+def folded(call: Call) -> Tensor:
+    """One transposed convolution of stride 2 and padding K - 1 - p, which crops what a smaller p leaves out."""
+    left, right, top, bottom = (call.weight.shape[2] - 1 - p for p in call.padding)
+    rows, columns = min(top, bottom), min(left, right)
+    y = convolution(
+        call.x,
+        fold_conv_weight(call.weight, "up", channels_last=call.channels_last),
+        call.convolution_bias(),
+        stride=(2, 2),
+        padding=(rows, columns),
+        transposed=True,
+    )
+    if (left, top) != (right, bottom):
+        # A transposed convolution crops both ends alike; the rest of the longer one is cut here.
+        y = y[:, :, top - rows : y.shape[2] - (bottom - rows), left - columns : y.shape[3] - (right - columns)]
+        y = y.contiguous(memory_format=torch.channels_last if call.channels_last else torch.contiguous_format)
+    return call.activated(y)
+
+
+def small_side(call: Call) -> Tensor:
+    """A 1x1 convolution and an activation give four equal pixels the same: they run before there are four."""
+    return _upsampled(call.activated(convolution(call.x, call.weight, call.convolution_bias())))
+
+
+def plain(call: Call) -> Tensor:
+    """The two steps of the definition."""
+    left, right, top, bottom = call.padding
+    up = _upsampled(call.x)
+    if (left, top) != (right, bottom):
+        up, left, top = F.pad(up, call.padding), 0, 0
+    return call.activated(convolution(up, call.weight, call.convolution_bias(), padding=(top, left)))
+
+
+def _upsampled(x: Tensor) -> Tensor:
+    return F.interpolate(x, scale_factor=2.0, mode="nearest")

@@ -1,0 +1,89 @@
+"""The public function and its routes. It is made of registered ops, and needs no autograd formula of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from gankernels import dispatch
+from gankernels.ops._registration import refuse_transforms, register_op
+from gankernels.ops._resampled_convolution import Padding, Route, checked, is_1x1, not_foldable, refuse_empty
+from gankernels.ops.fold_conv_weight.op import LARGEST_KERNEL
+from gankernels.ops.upsample_conv2d import library, reference
+
+_OP = "upsample_conv2d"
+
+
+def upsample_conv2d(
+    x: Tensor,  # [N, I, H, W]
+    weight: Tensor,  # [O, I, KH, KW]
+    bias: Tensor | None = None,  # [O]
+    *,
+    padding: int | Sequence[int] = 1,
+    activation: str = "none",
+    slope: float = 0.2,
+    impl: str | None = None,
+) -> Tensor:  # [N, O, 2H + padding - KH + 1, 2W + padding - KW + 1]
+    """``act(conv2d(nearest_x2(x), weight, bias, padding))`` without the picture in between.
+
+    Nearest x2 and a 3x3 convolution are one 4x4 transposed convolution of stride 2, exactly, with 2.25 times fewer
+    multiplications; K x K becomes (K+1) x (K+1). See :func:`gankernels.ops.fold_conv_weight` and :func:`route`.
+
+    Args:
+        x: contiguous or channels_last, in fp32, bf16, fp16 or fp64; other strides are copied.
+        weight: of x's dtype (under autocast, of any). A square odd kernel is folded; others take the plain route.
+        bias: added to the convolution, or None.
+        padding: zeros around the up-sampled picture: a number, (height, width) or (left, right, top, bottom).
+        activation: as :func:`gankernels.ops.bias_act`'s, with ``"none"`` for none; bias and activation are then one
+            pass over the output.
+        slope: of ``"lrelu"`` below zero.
+        impl: force ``"reference"`` or ``"library"`` (cuDNN's or oneDNN's convolution); None lets dispatch choose.
+
+    Returns:
+        y in x's dtype, channels_last where x or weight is. Differentiable to any order in x, weight and bias, and
+        twice with an activation. Saved for backward: x, the folded weight, and y where there is an activation (x and
+        bias of :func:`bias_act` for a smooth one). Weight gradients obey :func:`gankernels.no_weight_gradients`.
+
+    Raises:
+        InputError: a shape, dtype, device, number or name is not as above.
+        ImplementationUnavailable: ``impl`` is not one of the two.
+        RuntimeError: called under forward-mode AD or a torch.func transform with ``"library"``.
+
+    Example:
+        >>> x, weight = torch.randn(8, 64, 16, 16), torch.randn(32, 64, 3, 3)
+        >>> y = upsample_conv2d(x, weight, torch.zeros(32), activation="lrelu")  # [8, 32, 32, 32]
+    """
+    call = checked(x, weight, bias, padding, activation, slope)
+    left, right, top, bottom = call.padding
+    size = (2 * x.shape[2] + top + bottom - weight.shape[2] + 1, 2 * x.shape[3] + left + right - weight.shape[3] + 1)
+    refuse_empty(x, "the kernel", size if x.shape[2] and x.shape[3] else (0, 0))
+    choice = dispatch.choose(_OP, x, impl)
+    if choice.impl == "reference":
+        return reference.upsample_conv2d(
+            call.x, call.weight, call.bias, padding=call.padding, activation=call.activation, slope=slope
+        )
+    refuse_transforms(_OP, x, weight, *(() if bias is None else (bias,)))
+    return _ROUTES[route((weight.shape[2], weight.shape[3]), call.padding).name](call)
+
+
+def route(kernel_size: tuple[int, int], padding: Padding) -> Route:
+    """Which way a call goes, and why.
+
+    Args:
+        kernel_size: (KH, KW).
+        padding: (left, right, top, bottom).
+    """
+    if is_1x1(kernel_size, padding):
+        return Route("small side", "a 1x1 convolution commutes with nearest x2")
+    why_not = not_foldable(kernel_size, LARGEST_KERNEL)
+    if why_not is not None:
+        return Route("plain", why_not)
+    if max(padding) > kernel_size[0] - 1:
+        return Route("plain", f"padding {max(padding)} makes rows of zeros that a transposed convolution cannot")
+    return Route("folded", "one transposed convolution of stride 2")
+
+
+_ROUTES = {"folded": library.folded, "small side": library.small_side, "plain": library.plain}
+
+register_op(_OP, {}, lambda ops: {}, impls=("library",))
