@@ -235,11 +235,10 @@ class At:
             return None
         return self.cotangent() * self.passes.along_samples(self.node.result)
 
-    def channel_sums(self) -> Tensor | None:
-        """``a_i c`` of [N, C, ...] summed over all but C, in one pass over c; None for the penalty alone."""
+    def channel_sums(self, c: Tensor) -> Tensor | None:
+        """``a_i c`` of c [N, C, ...] summed over all but C, in one pass over c; None for the penalty alone."""
         if self.passes.loss_scale is None:
             return None
-        c = self.cotangent()
         sums = c.flatten(2).sum(2, dtype=torch.promote_types(c.dtype, torch.float32))  # [N, C]
         return self.passes.loss_scale.to(sums.dtype) @ sums
 

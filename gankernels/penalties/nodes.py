@@ -86,3 +86,8 @@ def call(op: torch._ops.OpOverload, arguments: dict[str, Any]) -> Any:
     names = signature(op)
     named = {name: arguments[name] for name in names.keyword_only}
     return op(*(arguments[name] for name in names.positional), **named)
+
+
+def depends(value: Any) -> bool:
+    """Is this argument of a node, or an item of it, a variable?"""
+    return isinstance(value, Variable) or (isinstance(value, list) and any(isinstance(v, Variable) for v in value))

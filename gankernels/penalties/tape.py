@@ -170,7 +170,7 @@ class _Recorder(TorchDispatchMode):
         if node.rule is None:
             wanted = node.variables
         else:
-            names = node.rule.keeps + (node.rule.mixes if self.keep_mixed and node.weights else ())
+            names = node.rule.kept(node) + (node.rule.mixes if self.keep_mixed and node.weights else ())
             wanted = [node[name] for name in names if name in node.arguments]
         kept = []
         for variable, tensor in tensors:
@@ -181,7 +181,7 @@ class _Recorder(TorchDispatchMode):
 
     def add_outputs(self, node: Node, results: Any, in_place: bool) -> None:
         """Enter the outputs; integers, and whatever does not require grad, turn out to be constants when used."""
-        keeps = node.rule.keeps if node.rule is not None else ()
+        keeps = node.rule.kept(node) if node.rule is not None else ()
         # autograd counts a write, and lets a view share the count of its base, after this call
         shares, version = in_place or node.op.is_view, node.variables[0].version + in_place
         for tensor in results if isinstance(results, (list, tuple)) else [results]:
