@@ -273,6 +273,35 @@ def test_four_convolutions_a_layer():
     assert (count.forward, count.dgrad, count.wgrad) == (6, 3, 3)
 
 
+class _Looks(TorchDispatchMode):
+    """Counts what would make the host wait for a device: numbers and shapes that depend on a tensor's."""
+
+    WAITS = ("aten::_local_scalar_dense", "aten::equal", "aten::nonzero", "aten::masked_select")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        self.count += op._schema.name in self.WAITS
+        return op(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("penalty", ["r1", "wgan-gp"])
+def test_steps_do_not_wait_for_the_device(dtype, penalty):
+    """A step reads no number of a tensor on the host, but for the overflow of fp16 without a scaler."""
+    discriminator, scaler = critic(), torch.amp.GradScaler("cpu", init_scale=2.0**8)
+    real, fake = pictures(2, torch.float32), pictures(2, torch.float32, seed=1)
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        with _Looks() as looks:
+            d_step(discriminator, real, fake, penalty=penalty, scaler=scaler if dtype == torch.float16 else None)
+        assert looks.count == 0
+        with _Looks() as looks:
+            gankernels.gradient_penalty(discriminator, real, fake, kind=penalty)
+        assert (looks.count > 0) == (dtype == torch.float16)
+
+
 def test_nothing_of_the_forward_outlives_the_call():
     """No cycles: what is saved goes with the last reference, without the garbage collector."""
     seen = []
