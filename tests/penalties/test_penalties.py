@@ -243,6 +243,20 @@ def test_shared_and_frozen_parameters_and_accumulation():
     assert not value.requires_grad
 
 
+def test_pictures_of_inference_mode_and_views():
+    """What a generator made in inference mode, expanded, and channels_last."""
+    discriminator = critic().double()
+    with torch.inference_mode():
+        fake = pictures(3)
+    for x in (fake, pictures(1).expand(3, -1, -1, -1), pictures(3).to(memory_format=torch.channels_last)):
+        value = gankernels.gradient_penalty(discriminator, x, x, kind="r2")
+        exact = double.penalty(discriminator, x.clone())
+        assert (
+            double.relative_error(double.gradient(value, discriminator), double.gradient(exact, discriminator)) <= 1e-12
+        )
+        assert not x.requires_grad
+
+
 def test_gradients_do_not_share_memory_with_each_other():
     discriminator = critic()
     d_step(discriminator, pictures(2, torch.float32), pictures(2, torch.float32, seed=1))
@@ -295,7 +309,7 @@ def test_steps_do_not_wait_for_the_device(dtype, penalty):
     real, fake = pictures(2, torch.float32), pictures(2, torch.float32, seed=1)
     with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
         with _Looks() as looks:
-            d_step(discriminator, real, fake, penalty=penalty, scaler=scaler if dtype == torch.float16 else None)
+            d_step(discriminator, real, fake, penalty=penalty, scaler=scaler)
         assert looks.count == 0
         with _Looks() as looks:
             gankernels.gradient_penalty(discriminator, real, fake, kind=penalty)
