@@ -27,6 +27,7 @@ class Variable:
     numbers: Tensor | None = None  # if a rule asks for them
     numbers_version: int = 0
     wants_cotangent: bool = False
+    wants_sums: bool = False  # of the cotangent, over all but samples and channels
     live: bool = False  # reaches the logits
     last_use: int = -1  # the index of the last node that takes it
 

@@ -34,6 +34,8 @@ class Rule:
     keeps: tuple[str, ...] | Callable[[Node], tuple[str, ...]] = ()
     weights: tuple[str, ...] = ()  # the arguments that may be effective weights
     mixes: tuple[str, ...] = ()  # the arguments that the gradients of these need
+    # its weights [C] are added to this argument along ``dim``, and get sums of its cotangent
+    adds_to: str | None = None
     linear_in: tuple[str, ...] = ()  # if given, the only arguments that may depend on the pictures
     factors: tuple[str, ...] = ()  # of these arguments, only one may
     condition: Callable[[Node], str | None] | None = None  # why a node is outside the class
@@ -186,7 +188,12 @@ ATEN: dict[str, Rule] = {
 #: Ours, whichever implementation runs them. What acts on weights alone (spectral norm, folds) needs no rule.
 OURS: dict[str, Rule] = {
     "bias_act_forward": Rule(
-        tangents.bias_act, keeps=tangents.kept_for_bias_act, weights=("bias",), linear_in=("x",), condition=_is_smooth
+        tangents.bias_act,
+        keeps=tangents.kept_for_bias_act,
+        weights=("bias",),
+        adds_to="x",
+        linear_in=("x",),
+        condition=_is_smooth,
     ),
     "convolution": Rule(
         tangents.library_convolution, _BATCH, weights=("weight", "bias"), mixes=("x",), linear_in=("x",)

@@ -247,7 +247,9 @@ def bias_act(at: At) -> Tensor:
     # as its own backward: from nothing, from y where that has the sign of x + bias, else from x and bias
     saved = {"nothing": None, "y": "result", "x": "x"}[saved_for_backward(*formula[:4])]
     bias = at["bias"] if saved == "x" else None
-    if at.wants("bias"):
+    if at.wants("bias") and at.node["x"].wants_sums:
+        at.give("bias", at.channel_sums_at("x"))
+    elif at.wants("bias"):
         c = at.scaled_cotangent()
         if c is not None:
             at.give("bias", backward(c, saved and at.value(saved, all_rows=True), bias, *formula, True)[1])

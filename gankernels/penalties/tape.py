@@ -8,6 +8,7 @@ is an *effective weight* (a parameter, or a parameter behind spectral norm, a ca
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
 import sys
@@ -276,6 +277,7 @@ def record(discriminator: nn.Module, x: Tensor, *arguments: Any, keep_mixed: boo
     if tape.failure is None:
         try:
             _finish(tape, recorder.known)
+            _want_cotangents(tape, with_loss=keep_mixed)
         except TapeError as error:
             tape.failure = str(error)
     return tape
@@ -312,8 +314,6 @@ def _finish(tape: Tape, known: WeakTensorKeyDictionary) -> None:
             raise TapeError(f"{tape.where(node)}: {node.name} is random")
         for variable in node.variables:
             variable.live = True
-        for output in live:
-            output.wants_cotangent |= node.rule is None or bool(node.weights)
         for weight in node.weights:
             if any(leaf is tape.x for leaf in leaves_of([get_gradient_edge(weight)])):
                 raise TapeError(f"{tape.where(node)}: an operand of {node.name} comes from a custom autograd.Function")
@@ -323,6 +323,25 @@ def _finish(tape: Tape, known: WeakTensorKeyDictionary) -> None:
         for variable in node.variables:
             variable.last_use = index
     tape.dtypes = frozenset(output.dtype for node in nodes for output in node.outputs if output is not None)
+
+
+def _want_cotangents(tape: Tape, *, with_loss: bool) -> None:
+    """Mark the cotangents that the gradients of the effective weights need, and those of which sums are enough."""
+    users = collections.Counter(variable for node in tape.nodes for variable in node.variables)
+    made = {output for node in tape.nodes for output in node.outputs if output is not None} - set(tape.outputs)
+    for node in tape.nodes:
+        rule = node.rule
+        if rule is not None and (not node.weights or not (with_loss or rule.mixes)):
+            continue  # what is added gets nothing from the penalty
+        if rule is not None and rule.adds_to is not None:
+            variable = node[rule.adds_to]
+            # the cotangent of a variable is the sum of what its users send
+            if variable in made and users[variable] == 1 and variable.samples == Samples(0) and node["dim"] == 1:
+                variable.wants_sums = True
+                continue
+        for output in node.outputs:
+            if output is not None and output.live:
+                output.wants_cotangent = True
 
 
 def leaves_of(edges: Iterable[GradientEdge]) -> list[Tensor]:

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import gankernels
 import gankernels.models
-from gankernels.ops import conv_transpose2d
+from gankernels.ops import bias_act, conv_transpose2d
 from gankernels.penalties import d_step
 from implementations import kernels_of
 
@@ -120,3 +120,30 @@ def test_transposed_convolutions(device, impl, activation):
     with gankernels.use(impl):
         d_step(discriminator, real, fake, weight=3.0, method="fused")
     assert double.relative_error(double.accumulated(discriminator), want) <= 1e-10
+
+
+class Biases(nn.Module):
+    """bias_act on the pictures, on what others use too, along other dimensions, on vectors, and on many samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.linear, self.last = gankernels.nn.Conv2d(3, 4, 1), nn.Linear(4 * 5, 6), nn.Linear(6, 1)
+        self.biases = nn.ParameterList(torch.randn(size) for size in (3, 4, 4, 5, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv(bias_act(x, self.biases[0], gain=2**0.5))
+        h = bias_act(h, self.biases[1]) + h
+        h = bias_act(h * 1.5, self.biases[2], activation="linear")
+        h = bias_act(h.flatten(0, 1), self.biases[3], clamp=1.0, dim=2).unflatten(0, (-1, 4))
+        return self.last(bias_act(self.linear(h.mean(3).flatten(1)), self.biases[4], activation="relu"))
+
+
+def test_biases():
+    discriminator = Biases().double()
+    real, fake = (torch.randn(3, 3, 5, 5, dtype=torch.float64) for _ in range(2))
+    want = wanted(discriminator, [real, fake], "hinge", "r1", 3.0)
+    d_step(discriminator, real, fake, weight=3.0, method="fused")
+    assert double.relative_error(double.accumulated(discriminator), want) <= 1e-10
+    value = gankernels.gradient_penalty(discriminator, real, method="fused")
+    exact = double.gradient(double.penalty(discriminator, real), discriminator)
+    assert double.relative_error(double.gradient(value, discriminator), exact) <= 1e-10
