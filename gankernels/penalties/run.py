@@ -14,8 +14,9 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from gankernels.errors import InputError
 from gankernels.penalties import kinds
 from gankernels.penalties.closed_form import Passes, Rows
+from gankernels.penalties.recorder import ordinary_forward, record
 from gankernels.penalties.samples import Samples
-from gankernels.penalties.tape import Tape, leaves_of, logits_of, ordinary_forward, record
+from gankernels.penalties.tape import Tape, leaves_of, logits_of
 
 _log = logging.getLogger("gankernels")
 _logged: set[str] = set()

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import gankernels
 from gankernels import InputError
 from gankernels.penalties import d_step
-from gankernels.penalties.tape import record
+from gankernels.penalties.recorder import record
 from gankernels.verification import errors
 
 
