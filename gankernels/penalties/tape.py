@@ -88,16 +88,27 @@ def finish(tape: Tape, known: WeakTensorKeyDictionary, *, with_loss: bool) -> No
             raise TapeError(f"{tape.where(node)}: {node.name} is random")
         for variable in node.variables:
             variable.live = True
-        for weight in node.weights:
-            if any(leaf is tape.x for leaf in leaves_of([get_gradient_edge(weight)])):
-                raise TapeError(f"{tape.where(node)}: an operand of {node.name} comes from a custom autograd.Function")
     tape.nodes = nodes[::-1]
     for index, node in enumerate(tape.nodes):
         node.index = index
         for variable in node.variables:
             variable.last_use = index
     tape.dtypes = frozenset(output.dtype for node in nodes for output in node.outputs if output is not None)
+    _refuse_hidden_paths(tape)
     _want_cotangents(tape, with_loss=with_loss)
+
+
+def _refuse_hidden_paths(tape: Tape) -> None:
+    """Raise TapeError where an effective weight depends on the pictures by a way that the tape has not seen."""
+
+    def depend(weights: Iterable[Tensor]) -> bool:
+        leaves = leaves_of(get_gradient_edge(weight) for weight in weights if not weight.is_leaf)
+        return any(leaf is tape.x for leaf in leaves)
+
+    # one walk for all, since they may share a graph
+    if depend(weight for node in tape.nodes for weight in node.weights):
+        node = next(node for node in tape.nodes if depend(node.weights))
+        raise TapeError(f"{tape.where(node)}: an operand of {node.name} comes from a custom autograd.Function")
 
 
 def _want_cotangents(tape: Tape, *, with_loss: bool) -> None:

@@ -403,7 +403,11 @@ def _through_another_view(x: Tensor) -> Tensor:
     return x + 1
 
 
-@pytest.mark.parametrize("function", [_Flip.apply, _into_a_view, _through_another_view])
+def _times_hidden(x: Tensor) -> Tensor:
+    return x * _Flip.apply(x).cos()
+
+
+@pytest.mark.parametrize("function", [_Flip.apply, _into_a_view, _through_another_view, _times_hidden])
 def test_what_cannot_be_followed_goes_to_double_backward(function, caplog):
     torch.manual_seed(3)
     discriminator = critic(Calls(function)).double()
