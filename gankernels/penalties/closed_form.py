@@ -64,13 +64,14 @@ class Passes:
         self.gradients: dict[int, tuple[Tensor, Tensor]] = {}
         self.sources: list[tuple[GradientEdge, Tensor]] = []
         self.cotangents: dict[Variable, Tensor] = {}
+        self.sums: dict[Variable, Tensor] = {}  # [N, C], of cotangents [N, C, ...]
         self._tangents: dict[Variable, Tensor] = {}
         self._mixed: dict[Variable, Tensor] = {}
 
     def reverse(self, seeds: list[Tensor], *, retain_graph: bool) -> Tensor:
         """g = d <seeds, logits> / dx [N, ...], and the cotangents that the rules ask for."""
-        wanted = [v for node in self.tape.nodes for v in node.outputs if v is not None and v.wants_cotangent]
-        wanted = [v for v in wanted if v.live and v.edge is not None]
+        wanted = [v for node in self.tape.nodes for v in node.outputs if v is not None and v.live]
+        wanted = [v for v in wanted if (v.wants_cotangent or v.wants_sums) and v.edge is not None]
         inputs = [get_gradient_edge(self.tape.x), *(v.edge for v in wanted if v.edge is not None)]
         g, *cotangents = torch.autograd.grad(
             self.tape.logits, inputs, seeds, retain_graph=retain_graph, allow_unused=True
@@ -80,7 +81,10 @@ class Passes:
         for variable, cotangent in zip(wanted, cotangents, strict=True):
             if cotangent is None:
                 raise TapeError("a part of the forward is not in autograd's graph")
-            self.cotangents[variable] = cotangent
+            if variable.wants_sums:
+                self.sums[variable] = _channel_sums(cotangent)
+            if variable.wants_cotangent:
+                self.cotangents[variable] = cotangent
         return g
 
     def tangents(self, t: Tensor, loss_scale: Tensor | None = None, tangent_scale: Tensor | None = None) -> None:
@@ -235,12 +239,17 @@ class At:
             return None
         return self.cotangent() * self.passes.along_samples(self.node.result)
 
-    def channel_sums(self) -> Tensor | None:
-        """``a_i c`` of [N, C, ...] summed over all but C, in one pass over c; None for the penalty alone."""
-        if self.passes.loss_scale is None:
-            return None
-        c = self.cotangent()
-        sums = c.flatten(2).sum(2, dtype=torch.promote_types(c.dtype, torch.float32))  # [N, C]
+    def channel_sums(self, c: Tensor) -> Tensor | None:
+        """``a_i c`` of c [N, C, ...] summed over all but C, in one pass over c; None for the penalty alone."""
+        return None if self.passes.loss_scale is None else self._weighed(_channel_sums(c))
+
+    def channel_sums_at(self, name: str) -> Tensor | None:
+        """The same of the cotangent of an argument whose sums were wanted."""
+        sums = self.passes.sums.get(self[name])
+        return None if sums is None or self.passes.loss_scale is None else self._weighed(sums)
+
+    def _weighed(self, sums: Tensor) -> Tensor:
+        assert self.passes.loss_scale is not None
         return self.passes.loss_scale.to(sums.dtype) @ sums
 
     def mixed(self, name: str) -> Tensor:
@@ -258,6 +267,12 @@ class At:
     def add_gradient(self, weight: Tensor, gradient: Tensor | None) -> None:
         if gradient is not None:
             self.passes.add_gradient(weight, gradient)
+
+
+def _channel_sums(c: Tensor) -> Tensor:
+    """c [N, C, ...] summed over all but N and C, in fp32 (fp64 for fp64)."""
+    wide = torch.promote_types(c.dtype, torch.float32)
+    return c.to(wide) if c.dim() == 2 else c.sum(tuple(range(2, c.dim())), dtype=wide)
 
 
 @contextlib.contextmanager

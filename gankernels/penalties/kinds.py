@@ -1,4 +1,4 @@
-"""The penalties as functions of the input gradient, and where each of them takes it."""
+"""The penalties as functions of the input gradient and of its norm, and where each of them takes it."""
 
 from __future__ import annotations
 
@@ -48,13 +48,15 @@ def values(kind: str, g: Tensor, target: float) -> Tensor:
     return _FORMULAS[kind](g.to(torch.promote_types(g.dtype, torch.float32)), target)
 
 
-def values_and_slopes(kind: str, g: Tensor, target: float) -> tuple[Tensor, Tensor]:
-    """P(g_i) [N] and dP/dg [N, ...], both in fp32 (fp64 for fp64)."""
-    with torch.enable_grad():
-        leaf = g.detach().to(torch.promote_types(g.dtype, torch.float32)).requires_grad_()
-        each = values(kind, leaf, target)
-        (slope,) = torch.autograd.grad(each.sum(), leaf)
-    return each.detach(), slope
+def of_norms(kind: str, norms: Tensor, target: float) -> tuple[Tensor, Tensor]:
+    """P(g_i) [N], and k [N] with ``dP/dg_i = k_i g_i``, of the norms ``|g_i|`` [N]: every P is a function of these."""
+    if kind in ("r1", "r2"):
+        return norms.square() / 2, torch.ones_like(norms)
+    beyond = norms - target
+    if kind == "wgan-lp":
+        beyond = beyond.relu()
+    # d(|g| - target)^2 / dg = 2 (|g| - target) g / |g|, and 0 at g = 0
+    return beyond.square(), torch.where(norms > 0, 2 * beyond / norms, 0)
 
 
 def points(kind: str, real: Tensor, fake: Tensor | None, generator: torch.Generator | None) -> Tensor:

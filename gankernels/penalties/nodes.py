@@ -27,6 +27,7 @@ class Variable:
     numbers: Tensor | None = None  # if a rule asks for them
     numbers_version: int = 0
     wants_cotangent: bool = False
+    wants_sums: bool = False  # of the cotangent, over all but samples and channels
     live: bool = False  # reaches the logits
     last_use: int = -1  # the index of the last node that takes it
 
@@ -86,3 +87,8 @@ def call(op: torch._ops.OpOverload, arguments: dict[str, Any]) -> Any:
     names = signature(op)
     named = {name: arguments[name] for name in names.keyword_only}
     return op(*(arguments[name] for name in names.positional), **named)
+
+
+def depends(value: Any) -> bool:
+    """Is this argument of a node, or an item of it, a variable?"""
+    return isinstance(value, Variable) or (isinstance(value, list) and any(isinstance(v, Variable) for v in value))

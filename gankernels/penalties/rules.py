@@ -1,9 +1,7 @@
 """How tangents and weight gradients go through each op of the class: one line an op.
 
-The class: per sample, the op is linear, or linear on each side of kinks, in what depends on the pictures. A rule maps
-the tangents of its inputs to those of its outputs, and adds the gradients of its effective weights, with the mixed
-input ``m = a_i p + w t`` and the cotangent c of the output (:mod:`gankernels.penalties.closed_form`). At kinks,
-tangents pass where autograd passes gradients.
+The class: per sample, the op is linear, or linear on each side of kinks, in what depends on the pictures. What a rule
+computes is in :mod:`gankernels.penalties.tangents`; here is what it needs and where it holds.
 """
 
 from __future__ import annotations
@@ -16,9 +14,8 @@ import torch
 from torch import Tensor
 
 from gankernels.ops._activation import PIECEWISE_LINEAR
-from gankernels.ops.bias_act.op import _saves as bias_act_saves
-from gankernels.penalties import samples
-from gankernels.penalties.nodes import Node, Variable, call
+from gankernels.penalties import samples, tangents
+from gankernels.penalties.nodes import Node, depends
 from gankernels.penalties.samples import Samples
 
 if TYPE_CHECKING:
@@ -33,16 +30,23 @@ class Rule:
 
     tangent: Callable[[At], Any]  # the tangent of the output; a list of them for several
     samples: Callable[[Node], Samples | None] = samples.elementwise
-    keeps: tuple[str, ...] = ()  # the arguments, or "result", whose numbers the tangent needs; "indices" are a result's
+    # the arguments, or "result", whose numbers the tangent needs; "indices" are a result's
+    keeps: tuple[str, ...] | Callable[[Node], tuple[str, ...]] = ()
     weights: tuple[str, ...] = ()  # the arguments that may be effective weights
     mixes: tuple[str, ...] = ()  # the arguments that the gradients of these need
+    # its weights [C] are added to this argument along ``dim``, and get sums of its cotangent
+    adds_to: str | None = None
     linear_in: tuple[str, ...] = ()  # if given, the only arguments that may depend on the pictures
     factors: tuple[str, ...] = ()  # of these arguments, only one may
     condition: Callable[[Node], str | None] | None = None  # why a node is outside the class
 
+    def kept(self, node: Node) -> tuple[str, ...]:
+        """``keeps`` of a node."""
+        return self.keeps(node) if callable(self.keeps) else self.keeps
+
     def refuses(self, node: Node) -> str | None:
         """Why a node of this op is outside the class, if it is."""
-        names = {name for name, value in node.arguments.items() if _depends(value)}
+        names = {name for name, value in node.arguments.items() if depends(value)}
         if len(names & set(self.factors)) > 1:
             return f"{node.name} multiplies two tensors that depend on the pictures"
         if self.linear_in and not names <= set(self.linear_in):
@@ -50,10 +54,6 @@ class Rule:
         if sum(len(_weights(node[name])) for name in self.weights if name in node.arguments) < len(node.weights):
             return f"{node.name} has parameters that the closed form does not know"
         return self.condition(node) if self.condition is not None else None
-
-
-def _depends(value: Any) -> bool:
-    return isinstance(value, Variable) or (isinstance(value, list) and any(isinstance(v, Variable) for v in value))
 
 
 def _weights(value: Any) -> list[Tensor]:
@@ -64,210 +64,11 @@ def _weights(value: Any) -> list[Tensor]:
 def find_rule(node: Node) -> tuple[Rule | None, str | None]:
     """The rule of a node, or why it is outside the class."""
     namespace, _, name = node.name.partition("::")
-    rule = RULES.get(name) if namespace == "aten" or namespace.startswith("gankernels") else None
+    rule = ATEN.get(name) if namespace == "aten" else OURS.get(name) if namespace.startswith("gankernels") else None
     if rule is None:
         return None, f"{node.name} is not piecewise linear"
     reason = rule.refuses(node)
     return (None, reason) if reason else (rule, None)
-
-
-# ---- Linear maps without weights ----
-
-
-def _replay(at: At) -> Any:
-    """The op itself, on tangents."""
-    tangents = {name: at.t(name) for name, value in at.node.arguments.items() if _depends(value)}
-    return call(at.node.op, at.node.arguments | tangents)
-
-
-def _reshape(at: At) -> Tensor:
-    return at.t("self").reshape(at.shape)
-
-
-def _expand(at: At) -> Tensor:
-    return at.t("self").expand(at.shape)
-
-
-def _copy(at: At) -> Tensor:
-    return at.t("src").to(at.node.result.dtype).expand(at.shape)
-
-
-def _pad(at: At) -> Tensor:
-    # what is padded is a constant
-    return aten.constant_pad_nd(at.t("self"), at["pad"], 0)
-
-
-def _dropout(at: At) -> list[Tensor | None]:
-    keep = 1 - at["p"] if at["train"] is not False else 1.0
-    mask = at.constant(at.node.indices)
-    return [at.t("input") * mask / keep if mask is not None and keep > 0 else at.t("input"), None]
-
-
-# ---- Sums and products with constants and weights ----
-
-
-def _add(of_self: int, of_other: int) -> Callable[[At], Tensor]:
-    """Sums of self and other, either of which may be a constant or a weight; alpha belongs to the subtrahend."""
-
-    def tangent(at: At) -> Tensor:
-        alpha = at.get("alpha", 1)
-        factors = {"self": of_self * (alpha if of_self < 0 else 1), "other": of_other * (1 if of_self < 0 else alpha)}
-        terms = []
-        for name, factor in factors.items():
-            if isinstance(at[name], Variable):
-                terms.append(_scaled(at.t(name), factor))
-            elif at.wants(name):
-                at.give(name, at.scaled_cotangent(), factor)
-        return sum(terms[1:], terms[0]).expand(at.shape)
-
-    return tangent
-
-
-def _mul(at: At) -> Tensor:
-    name, other = ("self", "other") if isinstance(at["self"], Variable) else ("other", "self")
-    if at.wants(other):
-        at.give(other, at.cotangent() * at.mixed(name))
-    return at.t(name) * at.constant(at[other])
-
-
-def _div(at: At) -> Tensor:
-    other = at["other"]
-    if at.wants("other"):
-        # d(z / v) / dv = -z / v^2
-        at.give("other", -at.cotangent() * at.mixed("self") / (other * other))
-    return at.t("self") / at.constant(other)
-
-
-def _cat(at: At) -> Tensor:
-    dim, start = at["dim"] % len(at.node.result.shape), 0
-    for item in at["tensors"]:
-        c = at.scaled_cotangent() if isinstance(item, Tensor) and item.requires_grad else None
-        if c is not None:
-            at.add_gradient(item, c.narrow(dim, start, item.shape[dim]))
-        start += item.shape[dim]
-    return torch.cat(at.t("tensors"), dim)
-
-
-# ---- Convolutions and matrix products ----
-
-
-def _convolution(at: At) -> Tensor:
-    geometry = [at[n] for n in ("stride", "padding", "dilation", "transposed", "output_padding", "groups")]
-    if at.wants("weight"):
-        arguments = at.cotangent(), at.mixed("input"), at["weight"], None, *geometry, [False, True, False]
-        at.give("weight", aten.convolution_backward(*arguments)[1])
-        del arguments
-    if at.wants("bias"):
-        at.give("bias", at.channel_sums())
-    at.release()
-    return aten.convolution(at.t("input"), at["weight"], None, *geometry)
-
-
-def _product(left: str, right: str, added: str | None = None) -> Callable[[At], Tensor]:
-    """left @ right, or beta * added + alpha * left @ right."""
-
-    def tangent(at: At) -> Tensor:
-        alpha, beta = at.get("alpha", 1), at.get("beta", 1)
-        terms = []
-        if isinstance(at[left], Variable):
-            if at.wants(right):
-                at.give(right, at.mixed(left).mT @ at.cotangent(), alpha)
-            terms.append(_scaled(at.t(left) @ at.matrices(right), alpha))
-        elif isinstance(at[right], Variable):
-            if at.wants(left):
-                at.give(left, at.cotangent() @ at.mixed(right).mT, alpha)
-            terms.append(_scaled(at.matrices(left) @ at.t(right), alpha))
-        if added is not None and isinstance(at[added], Variable):
-            terms.append(_scaled(at.t(added), beta))
-        elif added is not None and at.wants(added):
-            at.give(added, at.scaled_cotangent(), beta)
-        return sum(terms[1:], terms[0]).expand(at.shape)
-
-    return tangent
-
-
-def _scaled(tensor: Tensor, factor: float) -> Tensor:
-    return tensor if factor == 1 else tensor * factor
-
-
-# ---- Kinks ----
-
-
-def _clamp(at: At) -> Tensor:
-    z = at.value("self")
-    inside = torch.ones_like(z, dtype=torch.bool)
-    if at.get("min") is not None:
-        inside &= z >= at.constant(at["min"])
-    if at.get("max") is not None:
-        inside &= z <= at.constant(at["max"])
-    return at.t("self") * inside
-
-
-def _prelu(at: At) -> Tensor:
-    if at.wants("weight"):
-        at.give("weight", at.cotangent() * at.mixed("self") * (at.value("self", all_rows=True) <= 0))
-    return torch.where(at.value("self") > 0, at.t("self"), at.constant(at["weight"]) * at.t("self"))
-
-
-def _where(at: At) -> Tensor:
-    chosen = [at.t(name) if isinstance(at[name], Variable) else 0 for name in ("self", "other")]
-    return torch.where(at.constant(at["condition"]), chosen[0], chosen[1]).expand(at.shape)
-
-
-def _extremum(sign: int) -> Callable[[At], Tensor]:
-    def tangent(at: At) -> Tensor:
-        numbers: list[Any] = []
-        tangents: list[Any] = []
-        for name in ("self", "other"):
-            depends = isinstance(at[name], Variable)
-            numbers.append(at.value(name) if depends else at.constant(at[name]))
-            tangents.append(at.t(name) if depends else 0)
-        share = (1 + sign * (numbers[0] - numbers[1]).sign()) / 2  # autograd halves the gradient of a tie
-        return tangents[0] * share + tangents[1] * (1 - share)
-
-    return tangent
-
-
-def _reduced_extremum(at: At) -> Tensor:
-    """amax and amin share the gradient among ties."""
-    keep = {"dim": at["dim"], "keepdim": True}
-    chosen = at.value("self") == call(at.node.op, {"self": at.value("self"), **keep})
-    t = (at.t("self") * chosen).sum(**keep) / chosen.sum(**keep)
-    return t.reshape(at.shape)
-
-
-def _picked(at: At) -> list[Tensor | None]:
-    """max and min along a dimension."""
-    dim, indices = at["dim"], at.constant(at.node.indices)
-    if at["keepdim"]:
-        return [at.t("self").gather(dim, indices), None]
-    return [at.t("self").gather(dim, indices.unsqueeze(dim)).squeeze(dim), None]
-
-
-def _max_pool(at: At) -> list[Tensor | None]:
-    t, indices = at.t("self"), at.constant(at.node.indices)
-    spatial = -(t.dim() - 2) if t.dim() > 2 else -1
-    picked = t.flatten(spatial).gather(-1, indices.flatten(spatial))
-    return [picked.reshape(indices.shape), None]
-
-
-# ---- Our own ops ----
-
-
-def _bias_act(at: At) -> Tensor:
-    backward = getattr(torch.ops, at.node.op.namespace).bias_act_backward
-    formula = [at[name] for name in ("activation", "slope", "gain", "clamp", "dim")]
-    # as its own backward: from y where that has the sign of x + bias, else from x and bias
-    saved, bias = ("result", None) if bias_act_saves(*formula[:4]) == "y" else ("x", at["bias"])
-    if at.wants("bias"):
-        c = at.scaled_cotangent()
-        if c is not None:
-            at.give("bias", backward(c, at.value(saved, all_rows=True), bias, *formula, True)[1])
-    return backward(at.t("x"), at.value(saved), bias, *formula, False)[0]
-
-
-def _bias_act_is_smooth(node: Node) -> str | None:
-    return None if node["activation"] in PIECEWISE_LINEAR else f"{node['activation']} is not piecewise linear"
 
 
 #: left, right and added operand of each matrix product
@@ -296,7 +97,7 @@ def _product_rule(left: str, right: str, added: str | None = None) -> Rule:
     # a vector that depends on the pictures has no axis of samples
     linear_in = names if right != "vec" else (left,)
     return Rule(
-        _product(left, right, added),
+        tangents.product(left, right, added),
         samples.product(left, right, added),
         weights=names,
         mixes=(left, right),
@@ -317,33 +118,39 @@ def _no_dim(node: Node) -> str | None:
     return None if node.arguments.get("dim") not in (None, []) else f"{node.name} over all of a tensor mixes samples"
 
 
+def _is_smooth(node: Node) -> str | None:
+    return None if node["activation"] in PIECEWISE_LINEAR else f"{node['activation']} is not piecewise linear"
+
+
 _BATCH = samples.batch_first
 
-#: ATen's ops, and ours, by the names of their functional forms.
-RULES: dict[str, Rule] = {
+#: ATen's ops by the names of their functional forms.
+ATEN: dict[str, Rule] = {
     # layout
-    **dict.fromkeys(("view", "_unsafe_view", "unsqueeze", "squeeze", "alias"), Rule(_reshape, samples.reshape)),
-    "expand": Rule(_expand),
-    "repeat": Rule(_replay, samples.repeat),
-    "permute": Rule(_replay, samples.permute),
-    **dict.fromkeys(("transpose", "t"), Rule(_replay, samples.transpose)),
-    **dict.fromkeys(("clone", "_to_copy", "lift_fresh", "neg"), Rule(_replay)),
-    "copy": Rule(_copy, linear_in=("src",)),
-    **dict.fromkeys(("slice", "index_select", "flip", "roll"), Rule(_replay, samples.along)),
-    **dict.fromkeys(("split", "split_with_sizes"), Rule(_replay, samples.along)),
-    **dict.fromkeys(("select", "unbind"), Rule(_replay, samples.drop)),
-    "cat": Rule(_cat, samples.cat, weights=("tensors",)),
-    "stack": Rule(_replay, samples.stack),
-    "constant_pad_nd": Rule(_pad, samples.pad),
+    **dict.fromkeys(("view", "_unsafe_view", "unsqueeze", "squeeze", "alias"), Rule(tangents.reshape, samples.reshape)),
+    "expand": Rule(tangents.expand),
+    "repeat": Rule(tangents.replay, samples.repeat),
+    "permute": Rule(tangents.replay, samples.permute),
+    **dict.fromkeys(("transpose", "t"), Rule(tangents.replay, samples.transpose)),
+    **dict.fromkeys(("clone", "_to_copy", "lift_fresh", "neg"), Rule(tangents.replay)),
+    "copy": Rule(tangents.copy, linear_in=("src",)),
+    **dict.fromkeys(("slice", "index_select", "flip", "roll"), Rule(tangents.replay, samples.along)),
+    **dict.fromkeys(("split", "split_with_sizes"), Rule(tangents.replay, samples.along)),
+    **dict.fromkeys(("select", "unbind"), Rule(tangents.replay, samples.drop)),
+    "cat": Rule(tangents.cat, samples.cat, weights=("tensors",)),
+    "stack": Rule(tangents.replay, samples.stack),
+    "constant_pad_nd": Rule(tangents.pad, samples.pad),
     # sums and products with constants, weights, and each other
-    "add": Rule(_add(1, 1), weights=("self", "other")),
-    "sub": Rule(_add(1, -1), weights=("self", "other")),
-    "rsub": Rule(_add(-1, 1), weights=("self", "other")),
-    "mul": Rule(_mul, weights=("self", "other"), mixes=("self", "other"), factors=("self", "other")),
-    "div": Rule(_div, weights=("other",), mixes=("self",), linear_in=("self",), condition=_rounds),
-    **dict.fromkeys(("sum", "mean"), Rule(_replay, samples.reduction)),
+    "add": Rule(tangents.add(1, 1), weights=("self", "other")),
+    "sub": Rule(tangents.add(1, -1), weights=("self", "other")),
+    "rsub": Rule(tangents.add(-1, 1), weights=("self", "other")),
+    "mul": Rule(tangents.mul, weights=("self", "other"), mixes=("self", "other"), factors=("self", "other")),
+    "div": Rule(tangents.div, weights=("other",), mixes=("self",), linear_in=("self",), condition=_rounds),
+    **dict.fromkeys(("sum", "mean"), Rule(tangents.replay, samples.reduction)),
     # convolutions and matrix products
-    "convolution": Rule(_convolution, _BATCH, weights=("weight", "bias"), mixes=("input",), linear_in=("input",)),
+    "convolution": Rule(
+        tangents.convolution, _BATCH, weights=("weight", "bias"), mixes=("input",), linear_in=("input",)
+    ),
     **{name: _product_rule(*names) for name, names in _PRODUCTS.items()},
     # activations
     "relu": Rule(lambda at: aten.threshold_backward(at.t("self"), at.value("result"), 0), keeps=("result",)),
@@ -361,21 +168,42 @@ RULES: dict[str, Rule] = {
     ),
     "hardshrink": Rule(lambda at: at.t("self") * (at.value("self").abs() > at["lambd"]), keeps=("self",)),
     "softshrink": Rule(lambda at: at.t("self") * (at.value("self").abs() > at["lambd"]), keeps=("self",)),
-    "_prelu_kernel": Rule(_prelu, keeps=("self",), weights=("weight",), mixes=("self",), linear_in=("self",)),
-    **dict.fromkeys(("clamp", "clamp_min", "clamp_max"), Rule(_clamp, keeps=("self",), linear_in=("self",))),
+    "_prelu_kernel": Rule(tangents.prelu, keeps=("self",), weights=("weight",), mixes=("self",), linear_in=("self",)),
+    **dict.fromkeys(("clamp", "clamp_min", "clamp_max"), Rule(tangents.clamp, keeps=("self",), linear_in=("self",))),
     "abs": Rule(lambda at: at.t("self") * at.value("self").sgn(), keeps=("self",)),
-    "maximum": Rule(_extremum(1), keeps=("self", "other")),
-    "minimum": Rule(_extremum(-1), keeps=("self", "other")),
-    "where": Rule(_where, linear_in=("self", "other")),
+    "maximum": Rule(tangents.extremum(1), keeps=("self", "other")),
+    "minimum": Rule(tangents.extremum(-1), keeps=("self", "other")),
+    "where": Rule(tangents.where, linear_in=("self", "other")),
     "masked_fill": Rule(lambda at: at.t("self").masked_fill(at.constant(at["mask"]), 0), linear_in=("self",)),
-    "native_dropout": Rule(_dropout, keeps=("indices",)),
+    "native_dropout": Rule(tangents.dropout, keeps=("indices",)),
     # pooling and resampling
-    **dict.fromkeys(("amax", "amin"), Rule(_reduced_extremum, samples.reduction, keeps=("self",), condition=_no_dim)),
-    **dict.fromkeys(("max", "min"), Rule(_picked, samples.reduction, keeps=("indices",), condition=_no_dim)),
-    **dict.fromkeys(_MAX_POOLS, Rule(_max_pool, _BATCH, keeps=("indices",))),
-    **dict.fromkeys(_LINEAR_RESAMPLING, Rule(_replay, _BATCH)),
-    # ours
+    **dict.fromkeys(
+        ("amax", "amin"), Rule(tangents.reduced_extremum, samples.reduction, keeps=("self",), condition=_no_dim)
+    ),
+    **dict.fromkeys(("max", "min"), Rule(tangents.picked, samples.reduction, keeps=("indices",), condition=_no_dim)),
+    **dict.fromkeys(_MAX_POOLS, Rule(tangents.max_pool, _BATCH, keeps=("indices",))),
+    **dict.fromkeys(_LINEAR_RESAMPLING, Rule(tangents.replay, _BATCH)),
+}
+
+#: Ours, whichever implementation runs them. What acts on weights alone (spectral norm, folds) needs no rule.
+OURS: dict[str, Rule] = {
     "bias_act_forward": Rule(
-        _bias_act, keeps=("x", "result"), weights=("bias",), linear_in=("x",), condition=_bias_act_is_smooth
+        tangents.bias_act,
+        keeps=tangents.kept_for_bias_act,
+        weights=("bias",),
+        adds_to="x",
+        linear_in=("x",),
+        condition=_is_smooth,
+    ),
+    "convolution": Rule(
+        tangents.library_convolution, _BATCH, weights=("weight", "bias"), mixes=("x",), linear_in=("x",)
+    ),
+    "conv_transpose2d_forward": Rule(
+        tangents.triton_transposed_convolution,
+        _BATCH,
+        keeps=("result",),
+        weights=("weight", "bias"),
+        mixes=("x",),
+        linear_in=("x",),
     ),
 }

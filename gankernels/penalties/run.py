@@ -14,7 +14,9 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from gankernels.errors import InputError
 from gankernels.penalties import kinds
 from gankernels.penalties.closed_form import Passes, Rows
-from gankernels.penalties.tape import Tape, leaves_of, logits_of, ordinary_forward, record
+from gankernels.penalties.recorder import ordinary_forward, record
+from gankernels.penalties.samples import Samples
+from gankernels.penalties.tape import Tape, leaves_of, logits_of
 
 _log = logging.getLogger("gankernels")
 _logged: set[str] = set()
@@ -51,7 +53,9 @@ class Run:
     def __init__(self, discriminator: nn.Module, blocks: Sequence[Block], method: str, *, with_loss: bool) -> None:
         self.blocks, self.with_loss = list(blocks), with_loss
         self.sizes = [block.pictures.shape[0] for block in blocks]
-        self.x = torch.cat([block.pictures.detach() for block in blocks])
+        pictures = [block.pictures.detach() for block in blocks]
+        # an inference tensor cannot require grad, a copy can
+        self.x = torch.cat(pictures) if len(pictures) > 1 or pictures[0].is_inference() else pictures[0]
         penalised = [index for index, block in enumerate(blocks) if block.kind is not None]
         arguments = () if blocks[0].y is None else (torch.cat([block.y for block in blocks]),)
         self.tape: Tape | None = None
@@ -159,7 +163,9 @@ class Run:
         share = scale / seed
         # [1], not a scalar: a product with it is in fp32
         mixing = None if size is None else (size * share).reshape(1)
-        passes.tangents(t if mixing is not None else t * share, loss_gradient[0].reshape(-1) * share, mixing)
+        if mixing is None and (isinstance(share, Tensor) or share != 1):
+            t = t * share
+        passes.tangents(t, loss_gradient[0].reshape(-1) * share, mixing)
         return _at_weights(passes), 1.0
 
     def _hybrid(self, roots: Roots, scale: Scale) -> tuple[Roots, Scale]:
@@ -192,18 +198,21 @@ class Run:
             g = passes.reverse(self._seeds(seed), retain_graph=retain_graph or not last)
             if last or g.isfinite().all():
                 break
-        g = g.to(torch.promote_types(g.dtype, torch.float32)) / seed
-        t = torch.zeros_like(g)
-        for block, part, slopes in zip(self.blocks, g.split(self.sizes), t.split(self.sizes), strict=True):
+        g = g if g.dim() > 1 else g.unsqueeze(1)
+        dims, wide = tuple(range(1, g.dim())), torch.promote_types(g.dtype, torch.float32)
+        norms = torch.linalg.vector_norm(g, dim=dims, dtype=wide) / seed  # [N]
+        factors = torch.zeros_like(norms)  # the direction is factors_i g_i
+        for block, part, factor in zip(self.blocks, norms.split(self.sizes), factors.split(self.sizes), strict=True):
             if block.kind is not None:
-                each, slope = kinds.values_and_slopes(block.kind, part, block.target)
+                each, slope = kinds.of_norms(block.kind, part, block.target)
                 self.each.append(each)
-                torch.mul(slope, block.weight / len(part), out=slopes)
-        t, size = passes.rows.of(t, passes.tape.pictures.samples), None
+                torch.mul(slope / seed, block.weight / len(part), out=factor)
+        g, factors, size = passes.rows.of(g, Samples(0)), passes.rows.of(factors, Samples(0)), None
         if passes.tape.dtypes & {torch.bfloat16, torch.float16}:
-            largest = t.abs().amax()
+            largest = (torch.linalg.vector_norm(g, math.inf, dim=dims, dtype=wide) * factors).abs().amax()
             size = torch.where(largest > 0, largest, 1.0)
-            t = t / size
+            factors = factors / size
+        t = (g * factors.view(-1, *[1] * len(dims))).reshape(-1, *self.x.shape[1:])
         return t.to(self.x.dtype), seed, size
 
     def _seeds(self, seed: Scale) -> list[Tensor]:

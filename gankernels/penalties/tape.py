@@ -1,31 +1,20 @@
-"""What a discriminator does to its pictures, op by op, recorded in one ordinary forward.
-
-The tape lies below autograd and autocast: it sees the ATen ops and the registered ones that run, with tensors in the
-dtypes they run in. It keeps no numbers of its own but those that a rule of :mod:`gankernels.penalties.rules` asks for.
-Whatever does not depend on the pictures is left to autograd: an operand that requires grad and does not depend on them
-is an *effective weight* (a parameter, or a parameter behind spectral norm, a cast, a scale, an embedding of labels).
-"""
+"""A recorded forward: its nodes from the pictures to the logits, and what is asked of them."""
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import sys
-import threading
-from collections.abc import Iterable, Iterator
+import collections
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from gankernels.errors import InputError
-from gankernels.penalties.nodes import Node, Variable, signature
-from gankernels.penalties.rules import find_rule
+from gankernels.penalties.nodes import Node, Variable
 from gankernels.penalties.samples import Samples
 
 
@@ -60,227 +49,6 @@ class Tape:
         return f"{path or 'the discriminator'} ({kind})"
 
 
-@functools.cache
-def _functional(op: torch._ops.OpOverload) -> torch._ops.OpOverload | None:
-    """What ``op`` computes without writing to its arguments; None if there is no such op."""
-    if not op._schema.is_mutable:
-        return op
-    namespace, _, name = op._schema.name.partition("::")
-    if name.startswith("_") or not name.endswith("_"):
-        # Batch norm writes to its running statistics; it is recorded as it is.
-        return None if "out" in signature(op).written or name.startswith("__") else op
-    packet = getattr(getattr(torch.ops, namespace), name[:-1], None)
-    return getattr(packet, op._overloadname, None)
-
-
-class _Recorder(TorchDispatchMode):
-    def __init__(self, x: Tensor, modules: list[nn.Module], *, keep_mixed: bool) -> None:
-        super().__init__()
-        self.modules, self.keep_mixed = modules, keep_mixed
-        self.nodes: list[Node] = []
-        self.failure: str | None = None
-        self.pictures = Variable(tuple(x.shape), x.dtype, x._version, Samples(0), get_gradient_edge(x))
-        self.known = WeakTensorKeyDictionary()
-        self.known[x] = self.pictures
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        # torch would import the compiler for it, in seconds; the public functions keep it out already
-        return False
-
-    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        # autograd is off below a custom Function and in what the user detaches, and below every op that is registered
-        # with torch.library, which is one node
-        followed = torch.is_grad_enabled() or op.namespace != "aten"
-        if self.failure is not None or not followed or op in _NO_DERIVATIVE:
-            return op(*args, **kwargs)
-        try:
-            node, tensors = self.bind(op, args, kwargs)
-        except TapeError as error:
-            where = type(self.modules[-1]).__name__ if self.modules else "the discriminator"
-            self.failure = f"{where}: {error}"
-            return op(*args, **kwargs)
-        if node is None:
-            return op(*args, **kwargs)
-        in_place = node.op is not op
-        kept = self.keep_inputs_of(node, tensors)
-        if in_place and isinstance(node["self"], Variable) and node["self"].numbers is not None:
-            node["self"].numbers = node["self"].numbers.clone()
-            node["self"].numbers_version = 0
-        results = op(*args, **kwargs)
-        self.add_outputs(node, results, in_place)
-        if any(node.outputs):
-            self.nodes.append(node)
-        else:
-            for variable in kept:
-                variable.numbers = None
-        return results
-
-    def bind(self, op: Any, args: Any, kwargs: Any) -> tuple[Node | None, list[tuple[Variable, Tensor]]]:
-        """The node of a call, if it depends on the pictures, and the tensors of its variables."""
-        tensors: list[tuple[Variable, Tensor]] = []
-        constants: list[tuple[str, Tensor]] = []
-
-        names = signature(op)
-        given = dict(zip(names.positional, args, strict=False)) | kwargs
-        arguments = names.defaults | {
-            name: self.operand(name, value, tensors, constants) for name, value in given.items()
-        }
-        if not tensors:
-            return None, []
-        for variable, tensor in tensors:
-            if tensor._version != variable.version:
-                raise TapeError(f"an input of {op._schema.name} was written to through another view of its memory")
-            if variable.edge is None:
-                variable.edge = get_gradient_edge(tensor)
-        functional = _functional(op)
-        if functional is None:
-            raise TapeError(f"{op._schema.name} has no form that does not write to its arguments")
-        if functional is not op:
-            if not isinstance(arguments["self"], Variable) and given["self"]._is_view():
-                raise TapeError(f"{op._schema.name} writes what depends on the pictures into a view")
-            arguments = signature(functional).defaults | arguments
-        node = Node(functional, arguments, self.modules[-1] if self.modules else None)
-        node.variables = list(dict.fromkeys(variable for variable, _ in tensors))
-        node.weights = [t for _, t in constants if t.requires_grad]
-        # an op may move its running statistics
-        node.constants = [(t, t._version) for name, t in constants if not name.startswith("running")]
-        return node, tensors
-
-    # A method, and no function inside bind: one that calls itself is a cycle, which keeps its tensors alive.
-    def operand(
-        self, name: str, value: Any, tensors: list[tuple[Variable, Tensor]], constants: list[tuple[str, Tensor]]
-    ) -> Any:
-        """An argument with variables for tensors; both lists are extended by what is in it."""
-        if isinstance(value, (list, tuple)):
-            return [self.operand(name, item, tensors, constants) for item in value]
-        if not isinstance(value, Tensor):
-            return value
-        variable = self.known.get(value) if value.requires_grad else None
-        if variable is None:
-            constants.append((name, value))
-            return value
-        tensors.append((variable, value))
-        return variable
-
-    def keep_inputs_of(self, node: Node, tensors: list[tuple[Variable, Tensor]]) -> list[Variable]:
-        """Choose the node's rule, and keep the numbers of those inputs that it needs."""
-        node.rule, node.outside = find_rule(node)
-        if node.rule is None:
-            wanted = node.variables
-        else:
-            names = node.rule.keeps + (node.rule.mixes if self.keep_mixed and node.weights else ())
-            wanted = [node[name] for name in names if name in node.arguments]
-        kept = []
-        for variable, tensor in tensors:
-            if variable in wanted and variable.numbers is None:
-                variable.numbers, variable.numbers_version = tensor, tensor._version
-                kept.append(variable)
-        return kept
-
-    def add_outputs(self, node: Node, results: Any, in_place: bool) -> None:
-        """Enter the outputs; integers, and whatever does not require grad, turn out to be constants when used."""
-        keeps = node.rule.keeps if node.rule is not None else ()
-        # autograd counts a write, and lets a view share the count of its base, after this call
-        shares, version = in_place or node.op.is_view, node.variables[0].version + in_place
-        for tensor in results if isinstance(results, (list, tuple)) else [results]:
-            if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-                node.outputs.append(None)
-                if "indices" in keeps and isinstance(tensor, Tensor):
-                    node.indices = tensor
-                continue
-            variable = Variable(tuple(tensor.shape), tensor.dtype, version if shares else tensor._version)
-            node.outputs.append(variable)
-            self.known[tensor] = variable
-            if "result" in keeps and len(node.outputs) == 1:
-                variable.numbers, variable.numbers_version = tensor, variable.version
-        if node.rule is None or not any(node.outputs) or any(v.samples is None for v in node.variables):
-            return
-        for output in filter(None, node.outputs):
-            if self.pictures.shape[0] == 1:
-                output.samples = Samples(0, *output.shape[:1])  # all of it belongs to the one sample
-            else:
-                output.samples = node.rule.samples(node)
-            if output.samples is None:
-                node.outside = f"{node.name} mixes samples"
-
-
-_ATEN = torch.ops.aten
-#: What has no derivative, or is autograd's own bookkeeping.
-_NO_DERIVATIVE = frozenset(
-    [
-        _ATEN.detach.default,
-        _ATEN.empty_like.default,
-        _ATEN.zeros_like.default,
-        _ATEN.ones_like.default,
-        _ATEN.full_like.default,
-        _ATEN.rand_like.default,
-        _ATEN.randn_like.default,
-        _ATEN.new_empty.default,
-        _ATEN.new_zeros.default,
-        _ATEN.new_ones.default,
-        _ATEN.new_full.default,
-    ]
-)
-
-
-@contextlib.contextmanager
-def _following(modules: list[nn.Module]) -> Iterator[None]:
-    """Keep the stack of the modules whose forward runs in this thread."""
-    thread = threading.get_ident()
-
-    def enter(module: nn.Module, args: Any) -> None:
-        if threading.get_ident() == thread:
-            modules.append(module)
-
-    def leave(module: nn.Module, args: Any, output: Any) -> None:
-        if threading.get_ident() == thread and modules:
-            modules.pop()
-
-    hooks = [
-        nn.modules.module.register_module_forward_pre_hook(enter),
-        nn.modules.module.register_module_forward_hook(leave, always_call=True),
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-@contextlib.contextmanager
-def ordinary_forward() -> Iterator[None]:
-    """Run a discriminator so that it can be differentiated twice: as eager code, attention by matrix products."""
-    with contextlib.ExitStack() as stack:
-        if "torch._dynamo" in sys.modules:
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
-        # the fused kernels of attention have no second derivative
-        stack.enter_context(torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH))
-        stack.enter_context(torch.enable_grad())
-        yield
-
-
-def record(discriminator: nn.Module, x: Tensor, *arguments: Any, keep_mixed: bool) -> Tape:
-    """Run ``discriminator(x, *arguments)`` once and return the tape of it.
-
-    Args:
-        x: the pictures [N, ...], a leaf that requires grad.
-        keep_mixed: keep the inputs of weighted ops, which the gradient of a loss needs.
-    """
-    modules: list[nn.Module] = []
-    recorder = _Recorder(x, modules, keep_mixed=keep_mixed)
-    with ordinary_forward(), _following(modules), recorder:
-        output = discriminator(x, *arguments)
-    tape = Tape(discriminator, x, recorder.pictures, recorder.nodes, logits_of(output), recorder.failure)
-    if tape.failure is None:
-        try:
-            _finish(tape, recorder.known)
-        except TapeError as error:
-            tape.failure = str(error)
-    return tape
-
-
 def logits_of(output: Any) -> list[Tensor]:
     """The logits in what a discriminator returns: a tensor, or a tuple, list or dict of tensors.
 
@@ -293,8 +61,16 @@ def logits_of(output: Any) -> list[Tensor]:
     return logits
 
 
-def _finish(tape: Tape, known: WeakTensorKeyDictionary) -> None:
-    """Find what reaches the logits, drop the rest, and mark the cotangents that the rules need."""
+def finish(tape: Tape, known: WeakTensorKeyDictionary, *, with_loss: bool) -> None:
+    """Find what reaches the logits, drop the rest, and mark the cotangents that the rules need.
+
+    Args:
+        known: the variables of the tensors that depend on the pictures.
+        with_loss: whether the gradient of a loss will be asked for.
+
+    Raises:
+        TapeError: the logits, or what a node takes, did not come by the tape.
+    """
     for tensor in tape.logits:
         variable = known.get(tensor)
         if variable is None or variable.version != tensor._version:
@@ -312,17 +88,46 @@ def _finish(tape: Tape, known: WeakTensorKeyDictionary) -> None:
             raise TapeError(f"{tape.where(node)}: {node.name} is random")
         for variable in node.variables:
             variable.live = True
-        for output in live:
-            output.wants_cotangent |= node.rule is None or bool(node.weights)
-        for weight in node.weights:
-            if any(leaf is tape.x for leaf in leaves_of([get_gradient_edge(weight)])):
-                raise TapeError(f"{tape.where(node)}: an operand of {node.name} comes from a custom autograd.Function")
     tape.nodes = nodes[::-1]
     for index, node in enumerate(tape.nodes):
         node.index = index
         for variable in node.variables:
             variable.last_use = index
     tape.dtypes = frozenset(output.dtype for node in nodes for output in node.outputs if output is not None)
+    _refuse_hidden_paths(tape)
+    _want_cotangents(tape, with_loss=with_loss)
+
+
+def _refuse_hidden_paths(tape: Tape) -> None:
+    """Raise TapeError where an effective weight depends on the pictures by a way that the tape has not seen."""
+
+    def depend(weights: Iterable[Tensor]) -> bool:
+        leaves = leaves_of(get_gradient_edge(weight) for weight in weights if not weight.is_leaf)
+        return any(leaf is tape.x for leaf in leaves)
+
+    # one walk for all, since they may share a graph
+    if depend(weight for node in tape.nodes for weight in node.weights):
+        node = next(node for node in tape.nodes if depend(node.weights))
+        raise TapeError(f"{tape.where(node)}: an operand of {node.name} comes from a custom autograd.Function")
+
+
+def _want_cotangents(tape: Tape, *, with_loss: bool) -> None:
+    """Mark the cotangents that the gradients of the effective weights need, and those of which sums are enough."""
+    users = collections.Counter(variable for node in tape.nodes for variable in node.variables)
+    made = {output for node in tape.nodes for output in node.outputs if output is not None} - set(tape.outputs)
+    for node in tape.nodes:
+        rule = node.rule
+        if rule is not None and (not node.weights or not (with_loss or rule.mixes)):
+            continue  # what is added gets nothing from the penalty
+        if rule is not None and rule.adds_to is not None:
+            variable = node[rule.adds_to]
+            # the cotangent of a variable is the sum of what its users send
+            if variable in made and users[variable] == 1 and variable.samples == Samples(0) and node["dim"] == 1:
+                variable.wants_sums = True
+                continue
+        for output in node.outputs:
+            if output is not None and output.live:
+                output.wants_cotangent = True
 
 
 def leaves_of(edges: Iterable[GradientEdge]) -> list[Tensor]:

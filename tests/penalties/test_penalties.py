@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import gankernels
 from gankernels import InputError
 from gankernels.penalties import d_step
-from gankernels.penalties.tape import record
+from gankernels.penalties.recorder import record
 from gankernels.verification import errors
 
 
@@ -243,6 +243,20 @@ def test_shared_and_frozen_parameters_and_accumulation():
     assert not value.requires_grad
 
 
+def test_pictures_of_inference_mode_and_views():
+    """What a generator made in inference mode, expanded, and channels_last."""
+    discriminator = critic().double()
+    with torch.inference_mode():
+        fake = pictures(3)
+    for x in (fake, pictures(1).expand(3, -1, -1, -1), pictures(3).to(memory_format=torch.channels_last)):
+        value = gankernels.gradient_penalty(discriminator, x, x, kind="r2")
+        exact = double.penalty(discriminator, x.clone())
+        assert (
+            double.relative_error(double.gradient(value, discriminator), double.gradient(exact, discriminator)) <= 1e-12
+        )
+        assert not x.requires_grad
+
+
 def test_gradients_do_not_share_memory_with_each_other():
     discriminator = critic()
     d_step(discriminator, pictures(2, torch.float32), pictures(2, torch.float32, seed=1))
@@ -271,6 +285,35 @@ def test_four_convolutions_a_layer():
     with _Convolutions() as count:
         d_step(discriminator, pictures(2, torch.float32), pictures(2, torch.float32, seed=1), penalty="r1+r2")
     assert (count.forward, count.dgrad, count.wgrad) == (6, 3, 3)
+
+
+class _Looks(TorchDispatchMode):
+    """Counts what would make the host wait for a device: numbers and shapes that depend on a tensor's."""
+
+    WAITS = ("aten::_local_scalar_dense", "aten::equal", "aten::nonzero", "aten::masked_select")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        self.count += op._schema.name in self.WAITS
+        return op(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("penalty", ["r1", "wgan-gp"])
+def test_steps_do_not_wait_for_the_device(dtype, penalty):
+    """A step reads no number of a tensor on the host, but for the overflow of fp16 without a scaler."""
+    discriminator, scaler = critic(), torch.amp.GradScaler("cpu", init_scale=2.0**8)
+    real, fake = pictures(2, torch.float32), pictures(2, torch.float32, seed=1)
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        with _Looks() as looks:
+            d_step(discriminator, real, fake, penalty=penalty, scaler=scaler)
+        assert looks.count == 0
+        with _Looks() as looks:
+            gankernels.gradient_penalty(discriminator, real, fake, kind=penalty)
+        assert (looks.count > 0) == (dtype == torch.float16)
 
 
 def test_nothing_of_the_forward_outlives_the_call():
@@ -360,7 +403,11 @@ def _through_another_view(x: Tensor) -> Tensor:
     return x + 1
 
 
-@pytest.mark.parametrize("function", [_Flip.apply, _into_a_view, _through_another_view])
+def _times_hidden(x: Tensor) -> Tensor:
+    return x * _Flip.apply(x).cos()
+
+
+@pytest.mark.parametrize("function", [_Flip.apply, _into_a_view, _through_another_view, _times_hidden])
 def test_what_cannot_be_followed_goes_to_double_backward(function, caplog):
     torch.manual_seed(3)
     discriminator = critic(Calls(function)).double()
@@ -380,6 +427,33 @@ def test_detached_branches_are_constants():
     exact = double.penalty(twin, pictures(3))
     value = gankernels.gradient_penalty(discriminator, pictures(3), method="fused")
     assert double.relative_error(double.gradient(value, discriminator), double.gradient(exact, twin)) <= 1e-12
+
+
+class LabelPlane(nn.Module):
+    """The label as one more plane of the picture: a concatenated embedding, and a learned one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.learned = nn.Embedding(3, 64), nn.Parameter(torch.randn(1, 1, 8, 8))
+        self.body = critic(width=5)
+        self.body[0] = conv(5, 5)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        planes = self.embedding(y).view(-1, 1, 8, 8)
+        return self.body(torch.cat([planes, x, self.learned.expand(len(x), -1, -1, -1)], 1))
+
+
+def test_concatenated_labels():
+    discriminator = LabelPlane().double()
+    twin, y = copy.deepcopy(discriminator), torch.tensor([0, 2, 2])
+    real, fake = pictures(3), pictures(3, seed=1)
+    exact = double.penalty(twin, real, y)
+    value = gankernels.gradient_penalty(discriminator, real, y=y, method="fused")
+    assert double.relative_error(double.gradient(value, discriminator), double.gradient(exact, twin)) <= 1e-12
+    value, total = double.step(twin, real, fake, y, loss="rpgan", penalty="r1", weight=2.0)
+    d_step(discriminator, real, fake, y, loss="rpgan", weight=2.0, method="fused")
+    want = double.gradient(value + 2 * total, twin)
+    assert double.relative_error(double.accumulated(discriminator), want) <= 1e-12
 
 
 def test_cached_parametrizations():

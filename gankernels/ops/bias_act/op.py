@@ -108,7 +108,7 @@ SCHEMAS = {
 }
 
 
-def _saves(activation: str, slope: float, gain: float, clamp: float | None) -> str:
+def saved_for_backward(activation: str, slope: float, gain: float, clamp: float | None) -> str:
     """What backward needs: ``"nothing"``, ``"y"`` or ``"x"`` (and then bias).
 
     Where act' depends on the sign of z = x + bias alone, and y = gain act(z) has that sign, y serves as x: the next
@@ -147,7 +147,7 @@ def _backward_backward_fake(
 def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, bias, *ctx.arguments = inputs
     ctx.bias_dtype = None if bias is None else bias.dtype
-    match _saves(*ctx.arguments[:4]):
+    match saved_for_backward(*ctx.arguments[:4]):
         case "x":
             ctx.save_for_backward(x, bias)
         case "y":
