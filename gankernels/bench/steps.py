@@ -21,7 +21,7 @@ from gankernels import dispatch
 from gankernels.bench import functional_step
 from gankernels.bench.declaration import STEP, Benchmark, Case
 from gankernels.bench.functional_step import Game, Settings, Step
-from gankernels.models.losses import hinge_d, hinge_g
+from gankernels.losses import hinge_d, hinge_g
 
 R1_WEIGHT = 10.0
 WGAN_GP_WEIGHT = 10.0

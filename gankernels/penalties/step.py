@@ -104,7 +104,7 @@ def d_step(
         roots += run.roots([torch.cat(heads) for heads in zip(*mine, strict=True)], scale)[0]
     _backward(runs, roots)
     each = [mean for run in runs for mean in run.means()]
-    means = [torch.cat([head.flatten() for head in part]).mean() for part in parts[:2]]
+    means = [torch.cat([head.detach().flatten() for head in part]).mean() for part in parts[:2]]
     return DStep(value, sum(each[1:], each[0]) if each else torch.zeros_like(value), *means)
 
 

@@ -13,7 +13,7 @@ from gankernels import dispatch, models, ops
 from gankernels.bench import steps
 from gankernels.bench.stock import to_stock
 from gankernels.errors import InputError
-from gankernels.models.losses import hinge_d, hinge_g
+from gankernels.losses import hinge_d, hinge_g
 from gankernels.ops import conditional_batch_norm
 
 TINY = {"channels": 3, "num_classes": 4, "g_ch": 4, "d_ch": 4, "dim_z": 8}
