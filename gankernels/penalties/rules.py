@@ -64,7 +64,7 @@ def _weights(value: Any) -> list[Tensor]:
 def find_rule(node: Node) -> tuple[Rule | None, str | None]:
     """The rule of a node, or why it is outside the class."""
     namespace, _, name = node.name.partition("::")
-    rule = RULES.get(name) if namespace == "aten" or namespace.startswith("gankernels") else None
+    rule = RULES.get(node.name, RULES.get(name)) if namespace == "aten" or namespace.startswith("gankernels") else None
     if rule is None:
         return None, f"{node.name} is not piecewise linear"
     reason = rule.refuses(node)
@@ -150,9 +150,11 @@ def _cat(at: At) -> Tensor:
 
 # ---- Convolutions and matrix products ----
 
+_GEOMETRY = ("stride", "padding", "dilation", "transposed", "output_padding", "groups")
+
 
 def _convolution(at: At) -> Tensor:
-    geometry = [at[n] for n in ("stride", "padding", "dilation", "transposed", "output_padding", "groups")]
+    geometry = [at[name] for name in _GEOMETRY]
     if at.wants("weight"):
         arguments = at.cotangent(), at.mixed("input"), at["weight"], None, *geometry, [False, True, False]
         at.give("weight", aten.convolution_backward(*arguments)[1])
@@ -254,6 +256,18 @@ def _max_pool(at: At) -> list[Tensor | None]:
 # ---- Our own ops ----
 
 
+def _our_convolution(at: At) -> Tensor:
+    ops, geometry = torch.ops.gankernels_library, [at[name] for name in _GEOMETRY]
+    if at.wants("weight"):
+        arguments = at.cotangent(), at.mixed("x"), at["weight"].shape, False, *geometry
+        at.give("weight", ops.convolution_weight_gradient(*arguments)[0])
+        del arguments
+    if at.wants("bias"):
+        at.give("bias", at.channel_sums())
+    at.release()
+    return ops.convolution(at.t("x"), at["weight"], None, *geometry)
+
+
 def _bias_act(at: At) -> Tensor:
     backward = getattr(torch.ops, at.node.op.namespace).bias_act_backward
     formula = [at[name] for name in ("activation", "slope", "gain", "clamp", "dim")]
@@ -262,7 +276,8 @@ def _bias_act(at: At) -> Tensor:
     if at.wants("bias"):
         c = at.scaled_cotangent()
         if c is not None:
-            at.give("bias", backward(c, at.value(saved, all_rows=True), bias, *formula, True)[1])
+            values = at.value(saved, all_rows=True)
+            at.give("bias", backward(c.to(values.dtype), values, bias, *formula, True)[1])
     return backward(at.t("x"), at.value(saved), bias, *formula, False)[0]
 
 
@@ -319,7 +334,7 @@ def _no_dim(node: Node) -> str | None:
 
 _BATCH = samples.batch_first
 
-#: ATen's ops, and ours, by the names of their functional forms.
+#: ATen's ops, and ours, by the names of their functional forms; with the namespace where two ops have one name.
 RULES: dict[str, Rule] = {
     # layout
     **dict.fromkeys(("view", "_unsafe_view", "unsqueeze", "squeeze", "alias"), Rule(_reshape, samples.reshape)),
@@ -375,6 +390,9 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(_MAX_POOLS, Rule(_max_pool, _BATCH, keeps=("indices",))),
     **dict.fromkeys(_LINEAR_RESAMPLING, Rule(_replay, _BATCH)),
     # ours
+    "gankernels_library::convolution": Rule(
+        _our_convolution, _BATCH, weights=("weight", "bias"), mixes=("x",), linear_in=("x",)
+    ),
     "bias_act_forward": Rule(
         _bias_act, keeps=("x", "result"), weights=("bias",), linear_in=("x",), condition=_bias_act_is_smooth
     ),
