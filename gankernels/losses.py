@@ -118,6 +118,7 @@ class Loss(NamedTuple):
 
     d: Callable[[Tensor, Tensor], Tensor]
     g: Callable[..., Tensor]
+    relativistic: bool = False  # the generator's side asks for the real logits too
 
 
 #: All of them by name.
@@ -127,7 +128,7 @@ LOSSES = {
     "least-squares": Loss(least_squares_d, least_squares_g),
     "hinge": Loss(hinge_d, hinge_g),
     "wasserstein": Loss(wasserstein_d, wasserstein_g),
-    "rsgan": Loss(rsgan_d, rsgan_g),
-    "ragan": Loss(ragan_d, ragan_g),
-    "rpgan": Loss(rsgan_d, rsgan_g),
+    "rsgan": Loss(rsgan_d, rsgan_g, relativistic=True),
+    "ragan": Loss(ragan_d, ragan_g, relativistic=True),
+    "rpgan": Loss(rsgan_d, rsgan_g, relativistic=True),
 }

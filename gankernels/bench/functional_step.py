@@ -19,7 +19,9 @@ from torch.nn.utils import parametrize
 
 from gankernels import models
 from gankernels.bench.stock import to_stock
+from gankernels.losses import LOSSES, Loss
 from gankernels.models import GeneratorModule
+from gankernels.nn import BatchNorm2d
 from gankernels.nn.spectral_norm import SpectralNorm
 from gankernels.ops import spectral_norm
 
@@ -43,6 +45,7 @@ class Networks:
     parameters: Mapping[str, Tensor]  # of both, in order: "generator.linear.weight", ...
     buffers: Mapping[str, Tensor]
     norms: Mapping[str, nn.Module]  # the name of a weight -> its spectral norm
+    mixes_samples: bool  # the discriminator has a batch norm, and is trained on real and on fake pictures apart
 
 
 class Game(NamedTuple):
@@ -54,6 +57,8 @@ class Game(NamedTuple):
     alpha: Tensor  # [N, 1, 1, 1] in [0, 1)
     generate: Callable[[Tensor, Tensor], Tensor]  # (z, y) -> pictures
     judge: Callable[[Tensor, Tensor], Tensor]  # (pictures, y) -> logits [N]
+    loss: Loss
+    apart: bool  # judge real and fake pictures each by themselves
 
     def fake(self) -> Tensor:
         """Generated pictures that no gradient passes."""
@@ -67,6 +72,7 @@ class Step(NamedTuple):
     op: str
     updates: str  # "generator" or "discriminator": whose gradients it makes
     loss: Callable[[Game], Tensor]
+    engine: Callable[[Game], Tensor] | None = None  # the same, without graph: its gradients go into ``.grad``
 
 
 @functools.cache
@@ -87,7 +93,8 @@ def networks(preset: str, settings: Settings, stock: bool) -> Networks:
         if parametrize.is_parametrized(module, "weight"):
             (norms[f"{name}.weight"],) = module.parametrizations.weight
             parametrize.remove_parametrizations(module, "weight", leave_parametrized=False)
-    return Networks(generator, discriminator, parameters, buffers, norms)
+    mixes_samples = any(isinstance(module, BatchNorm2d) for module in discriminator.modules())
+    return Networks(generator, discriminator, parameters, buffers, norms, mixes_samples)
 
 
 def new_inputs(preset: str, settings: Settings, shape: tuple[int, ...], rng: torch.Generator) -> list[Tensor]:
@@ -136,10 +143,13 @@ def place(tensors: Sequence[Tensor], dtype: torch.dtype, memory_format: torch.me
     ]
 
 
-def run(step: Step, players: Networks, tensors: Sequence[Tensor]) -> list[Tensor]:
+def run(
+    step: Step, players: Networks, tensors: Sequence[Tensor], *, loss: str = "hinge", engine: bool = False
+) -> list[Tensor]:
     """The loss of ``step`` and the gradients of the network that it updates, from what :func:`new_inputs` lists.
 
-    Pictures in a 16-bit dtype ask for autocast to it. No input is changed.
+    Pictures in a 16-bit dtype ask for autocast to it. ``engine`` takes the step's own way to the gradients, where it
+    has one. No input is changed.
     """
     real, y, z, alpha, *state = tensors
     count = len(players.parameters)
@@ -165,10 +175,15 @@ def run(step: Step, players: Networks, tensors: Sequence[Tensor]) -> list[Tensor
         _full(alpha),
         generate=functools.partial(call, players.generator, "generator."),
         judge=functools.partial(call, players.discriminator, "discriminator."),
+        loss=LOSSES[loss],
+        apart=players.mixes_samples,
     )
-    loss = step.loss(game)
     updated = [tensor for name, tensor in weights.items() if name.startswith(step.updates)]
-    return [loss.detach(), *torch.autograd.grad(loss, updated)]
+    if engine and step.engine is not None:
+        value = step.engine(game)
+        return [value, *(torch.zeros_like(tensor) if tensor.grad is None else tensor.grad for tensor in updated)]
+    value = step.loss(game)
+    return [value.detach(), *torch.autograd.grad(value, updated)]
 
 
 def _take_spectral_norms(given: dict[str, Tensor], norms: Mapping[str, nn.Module]) -> None:

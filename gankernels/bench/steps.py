@@ -1,5 +1,7 @@
 """Whole steps of the presets, against the same model written with stock layers.
 
+A penalty is taken by double backprop on the stock side, and by :func:`gankernels.penalties.d_step` on ours.
+
 A step is what one update of a network costs but for the optimizer: the other network's forward, its own, the loss, the
 penalty, the gradients of its parameters. The optimizer is the same fused Adam for everyone, and left out so that every
 repetition starts from the same weights. Images per second are a row's batch, the first number of its shape, by its ms.
@@ -9,31 +11,38 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from gankernels import dispatch
+from gankernels import dispatch, penalties
 from gankernels.bench import functional_step
 from gankernels.bench.declaration import STEP, Benchmark, Case
 from gankernels.bench.functional_step import Game, Settings, Step
-from gankernels.models.losses import hinge_d, hinge_g
+from gankernels.losses import LOSSES
 
 R1_WEIGHT = 10.0
 WGAN_GP_WEIGHT = 10.0
+R3GAN_WEIGHT = 0.05
 
 
-def _hinge_d(game: Game) -> Tensor:
-    real, fake = game.judge(torch.cat([game.real, game.fake()]), game.y.repeat(2)).chunk(2)
-    return hinge_d(real, fake)
+def _d(game: Game) -> Tensor:
+    if game.apart:
+        return game.loss.d(game.judge(game.real, game.y), game.judge(game.fake(), game.y))
+    return game.loss.d(*game.judge(torch.cat([game.real, game.fake()]), game.y.repeat(2)).chunk(2))
 
 
-def _hinge_g(game: Game) -> Tensor:
-    return hinge_g(game.judge(game.generate(game.z, game.y), game.y))
+def _g(game: Game) -> Tensor:
+    fake = game.judge(game.generate(game.z, game.y), game.y)
+    if not game.loss.relativistic:
+        return game.loss.g(fake)
+    with torch.no_grad():
+        real = game.judge(game.real, game.y)
+    return game.loss.g(fake, real)
 
 
 def _r1(game: Game) -> Tensor:
@@ -41,7 +50,7 @@ def _r1(game: Game) -> Tensor:
     x = game.real.detach().requires_grad_()
     real, fake = game.judge(x, game.y), game.judge(game.fake(), game.y)
     (gradient,) = torch.autograd.grad(real.sum(), x, create_graph=True)
-    return hinge_d(real, fake) + R1_WEIGHT * gradient.square().sum((1, 2, 3)).mean() / 2
+    return game.loss.d(real, fake) + R1_WEIGHT * gradient.square().sum((1, 2, 3)).mean() / 2
 
 
 def _wgan_gp(game: Game) -> Tensor:
@@ -54,24 +63,81 @@ def _wgan_gp(game: Game) -> Tensor:
     return fake.mean() - real.mean() + WGAN_GP_WEIGHT * (norm - 1).square().mean()
 
 
-def make_case(position: str, preset: str, batch: int, *, quick: bool = False, **overrides: Any) -> Case:
-    """A preset's networks, at ``batch`` real pictures and as many latents; ``overrides`` as of ``models.build``."""
+def _r3gan(game: Game) -> Tensor:
+    """Huang et al., arXiv 2501.05441, equations 2 to 4, by double backprop; loss and penalties share a forward."""
+    x = torch.cat([game.real, game.fake()]).detach().requires_grad_()
+    logits = game.judge(x, game.y.repeat(2))
+    (gradient,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
+    r1, r2 = gradient.square().sum((1, 2, 3)).chunk(2)
+    return LOSSES["rpgan"].d(*logits.chunk(2)) + R3GAN_WEIGHT * (r1.mean() + r2.mean()) / 2
+
+
+def _r1_by_the_engine(game: Game) -> Tensor:
+    loss = next(name for name, loss in LOSSES.items() if loss is game.loss)
+    return _by_the_engine(game, loss=loss, penalty="r1", weight=R1_WEIGHT)
+
+
+def _wgan_gp_by_the_engine(game: Game) -> Tensor:
+    return _by_the_engine(game, loss="wasserstein", penalty="wgan-gp", weight=WGAN_GP_WEIGHT)
+
+
+def _r3gan_by_the_engine(game: Game) -> Tensor:
+    return _by_the_engine(game, loss="rpgan", penalty="r1+r2", weight=R3GAN_WEIGHT)
+
+
+def _by_the_engine(game: Game, *, loss: str, penalty: str, weight: float) -> Tensor:
+    fake = game.fake()
+    points = torch.lerp(fake, game.real, game.alpha) if penalty == "wgan-gp" else None
+    scalars = penalties.d_step(
+        Called(game.judge),
+        game.real,
+        fake,
+        game.y,
+        loss=loss,
+        penalty=penalty,
+        weight=weight,
+        points=points,
+        joint=not game.apart,
+    )
+    return scalars.loss + weight * scalars.penalty
+
+
+class Called(nn.Module):
+    """A function as a module, for what asks for one."""
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *args: Tensor) -> Tensor:
+        return self.function(*args)
+
+
+def make_case(
+    position: str, preset: str, batch: int, *, loss: str = "hinge", quick: bool = False, **overrides: Any
+) -> Case:
+    """A preset's networks, at ``batch`` real pictures and as many latents; ``overrides`` as of ``models.build``.
+
+    ``loss`` is that of the steps whose penalty does not come with one.
+    """
     settings = tuple(overrides.items())
     # Made here, since their first use may be traced.
     stock, ours = (functional_step.networks(preset, settings, stock=stock) for stock in (True, False))
     shape = (batch, ours.generator.channels, ours.generator.resolution, ours.generator.resolution)
-    return Case(position, shape, {"preset": preset, "settings": settings, "stock": stock, "ours": ours}, quick)
+    arguments = {"preset": preset, "settings": settings, "stock": stock, "ours": ours, "loss": loss}
+    return Case(position, shape, arguments, quick)
 
 
 def make_benchmark(step: Step, cases: Sequence[Case]) -> Benchmark:
     """The declaration of one kind of step, for cases of :func:`make_case`."""
 
     def stock(case: Case, *tensors: Tensor) -> list[Tensor]:
-        return functional_step.run(step, case.arguments["stock"], tensors)
+        return functional_step.run(step, case.arguments["stock"], tensors, loss=case.arguments["loss"])
 
     def ours(case: Case, *tensors: Tensor, impl: str) -> list[Tensor]:
         with contextlib.nullcontext() if impl == "auto" else dispatch.use(impl):
-            return functional_step.run(step, case.arguments["ours"], tensors)
+            loss = case.arguments["loss"]
+            return functional_step.run(step, case.arguments["ours"], tensors, loss=loss, engine=True)
 
     return Benchmark(
         op=step.op,
@@ -112,14 +178,14 @@ def _flops(step: Step, case: Case, mode: str) -> float:
 
     Who finds the same gradients with fewer can have more than the whole floor.
     """
-    return _count(step, case.arguments["preset"], case.arguments["settings"], case.shape)
+    return _count(step, *(case.arguments[name] for name in ("preset", "settings", "loss")), case.shape)
 
 
 @functools.cache
-def _count(step: Step, preset: str, settings: Settings, shape: tuple[int, ...]) -> float:
+def _count(step: Step, preset: str, settings: Settings, loss: str, shape: tuple[int, ...]) -> float:
     players = functional_step.networks(preset, settings, stock=True)
     with _FlopCounter() as counter:
-        functional_step.run(step, players, functional_step.inputs_without_numbers(players, shape))
+        functional_step.run(step, players, functional_step.inputs_without_numbers(players, shape), loss=loss)
     return float(counter.total)
 
 
@@ -136,20 +202,28 @@ class _FlopCounter(TorchDispatchMode):
 
 
 # As examples/demo.sh has it.
-_DEMO = {"g_ch": 32, "g_widths": (4, 2, 1, 0.5), "d_ch": 32, "d_widths": (0.5, 1, 2, 2)}
+_DEMO: dict[str, Any] = {"g_ch": 32, "g_widths": (4, 2, 1, 0.5), "d_ch": 32, "d_widths": (0.5, 1, 2, 2)}
 
-#: The networks whose steps are measured. One more is a line more.
-CASES = (
+_SNGAN = (
     make_case("sngan-32, the demo's widths", "sngan-32", 64, quick=True, channels=1, **_DEMO),
     make_case("sngan-32", "sngan-32", 64),
 )
-
-_KINDS = (
-    Step("d_step", "discriminator", _hinge_d),
-    Step("g_step", "generator", _hinge_g),
-    Step("d_step_r1", "discriminator", _r1),
-    Step("d_step_wgan_gp", "discriminator", _wgan_gp),
+_BIGGAN = make_case("biggan-32", "biggan-32", 64)
+_DCGAN = make_case("dcgan-64", "dcgan-64", 64, loss="non-saturating")
+_WGAN_GP = make_case("wgan-gp-64", "wgan-gp-64", 16, loss="wasserstein")
+_R3GAN = (
+    make_case("r3gan-32, ch 96", "r3gan-32", 16, loss="rpgan", quick=True, ch=96),
+    make_case("r3gan-32", "r3gan-32", 16, loss="rpgan"),
 )
 
+#: The kinds of step, and the networks that take them in training. One more is a line more.
+CASES: dict[Step, tuple[Case, ...]] = {
+    Step("d_step", "discriminator", _d): (*_SNGAN, _BIGGAN, _DCGAN),
+    Step("g_step", "generator", _g): (*_SNGAN, _BIGGAN, _DCGAN, _WGAN_GP, _R3GAN[1]),
+    Step("d_step_r1", "discriminator", _r1, _r1_by_the_engine): (*_SNGAN, _BIGGAN),
+    Step("d_step_wgan_gp", "discriminator", _wgan_gp, _wgan_gp_by_the_engine): (_SNGAN[0], _WGAN_GP),
+    Step("d_step_r3gan", "discriminator", _r3gan, _r3gan_by_the_engine): _R3GAN,
+}
+
 #: One benchmark for each kind of step.
-STEPS = tuple(make_benchmark(kind, CASES) for kind in _KINDS)
+STEPS = tuple(make_benchmark(kind, cases) for kind, cases in CASES.items())

@@ -1,4 +1,4 @@
-"""Published generators and discriminators, one file a system, and the losses they are trained with."""
+"""Published generators and discriminators, one file a system."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ import torch
 from torch import nn
 
 from gankernels.errors import InputError
-from gankernels.models import biggan, biggan_deep, dcgan, losses, r3gan, sagan, sngan, wgan_gp
+from gankernels.models import biggan, biggan_deep, dcgan, r3gan, sagan, sngan, wgan_gp
 from gankernels.models.interface import GeneratorModule
 from gankernels.models.orthogonal import orthogonal_regularization_
 
 __all__ = [
     "GeneratorModule",
     "build",
-    "losses",
     "orthogonal_regularization_",
     "presets",
     "resolution",

@@ -18,6 +18,8 @@ from gankernels.penalties.run import Block, Roots, Run
 #: The penalties by name: the kinds, and both of R3GAN's.
 PENALTIES = (*kinds.KINDS, "r1+r2")
 
+_AT_PICTURES = ("r1", "r2", "r1+r2")
+
 
 class DStep(NamedTuple):
     """What a step computed: detached scalars in fp32 (fp64 for fp64), on the discriminator's device."""
@@ -42,6 +44,7 @@ def d_step(
     method: str = "auto",
     target: float = 1.0,
     generator: torch.Generator | None = None,
+    points: Tensor | None = None,  # [N, ...]
     scaler: torch.amp.GradScaler | None = None,
     lazy: int = 1,
     step: int = 0,
@@ -62,6 +65,7 @@ def d_step(
         penalty: a kind of :func:`gankernels.gradient_penalty`, ``"r1+r2"`` for both, or None.
         weight: of the penalty: lambda of WGAN-GP, gamma of R1 and R2.
         method, target, generator: as for :func:`gankernels.gradient_penalty`.
+        points: where ``wgan-gp``, ``wgan-lp`` or ``dragan`` takes the gradient; None draws them from ``generator``.
         scaler: of a loop in fp16: the gradients are multiplied by its scale, for ``scaler.step`` to divide by.
         lazy, step: only where ``step`` is a multiple of ``lazy`` is the penalty taken, with ``lazy`` times the weight
             (Karras et al., arXiv 1912.04958, section 3.1).
@@ -84,6 +88,8 @@ def d_step(
         raise InputError(f"loss: got {loss!r}, expected one of {', '.join(LOSSES)}")
     if penalty is not None and penalty not in PENALTIES:
         raise InputError(f"penalty: got {penalty!r}, expected None or one of {', '.join(PENALTIES)}")
+    if points is not None and penalty in (None, *_AT_PICTURES):
+        raise InputError(f"points: got some with penalty={penalty!r}, expected None, or a penalty that draws them")
     if lazy < 1:
         raise InputError(f"lazy: got {lazy}, expected at least 1")
     check(discriminator, real, fake, "r1", method)
@@ -91,7 +97,9 @@ def d_step(
         got, expected = (f"{list(x.shape[1:])} in {x.dtype}" for x in (fake, real))
         raise InputError(f"fake: got pictures {got}, expected {expected}, as real's")
     kind = penalty if step % lazy == 0 else None
-    blocks = _blocks(real, fake, y, y if y_fake is None else y_fake, kind, weight * lazy, target, generator)
+    if points is None and kind is not None and kind not in _AT_PICTURES:
+        points = kinds.points(kind, real, fake, generator)
+    blocks = _blocks(real, fake, points, y, y if y_fake is None else y_fake, kind, weight * lazy, target)
     groups = [blocks] if joint else [[block] for block in blocks]
     runs = [Run(discriminator, group, method, with_loss=True) for group in groups]
 
@@ -104,25 +112,25 @@ def d_step(
         roots += run.roots([torch.cat(heads) for heads in zip(*mine, strict=True)], scale)[0]
     _backward(runs, roots)
     each = [mean for run in runs for mean in run.means()]
-    means = [torch.cat([head.flatten() for head in part]).mean() for part in parts[:2]]
+    means = [torch.cat([head.detach().flatten() for head in part]).mean() for part in parts[:2]]
     return DStep(value, sum(each[1:], each[0]) if each else torch.zeros_like(value), *means)
 
 
 def _blocks(
     real: Tensor,
     fake: Tensor,
+    points: Tensor | None,
     y: Tensor | None,
     y_fake: Tensor | None,
     kind: str | None,
     weight: float,
     target: float,
-    generator: torch.Generator | None,
 ) -> list[Block]:
     """Real, fake, and where the penalty is at neither, its own pictures."""
     at_real, at_fake = ("r1" if kind in ("r1", "r1+r2") else None), ("r2" if kind in ("r2", "r1+r2") else None)
     blocks = [Block(real, y, at_real, weight, target), Block(fake, y_fake, at_fake, weight, target)]
-    if kind is not None and at_real is None and at_fake is None:
-        blocks.append(Block(kinds.points(kind, real, fake, generator), y, kind, weight, target))
+    if kind is not None and points is not None:
+        blocks.append(Block(points, y, kind, weight, target))
     return blocks
 
 

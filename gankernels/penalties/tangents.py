@@ -252,7 +252,10 @@ def bias_act(at: At) -> Tensor:
     elif at.wants("bias"):
         c = at.scaled_cotangent()
         if c is not None:
-            at.give("bias", backward(c, saved and at.value(saved, all_rows=True), bias, *formula, True)[1])
+            at.give(
+                "bias",
+                backward(c.to(at.node["x"].dtype), saved and at.value(saved, all_rows=True), bias, *formula, True)[1],
+            )
     return backward(at.t("x"), saved and at.value(saved), bias, *formula, False)[0]
 
 

@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from gankernels import models
 from gankernels.errors import InputError
+from gankernels.losses import LOSSES
+from gankernels.penalties import PENALTIES
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,12 @@ class Config:
         "hinge"
     )
     """The game."""
+    penalty: Literal["r1", "r2", "r1+r2", "wgan-gp", "wgan-lp", "dragan"] | None = None
+    """A gradient penalty on the discriminator, without double backprop; None for none."""
+    penalty_weight: float = 10.0
+    """Of the penalty: gamma of r1, r2 and r1+r2, which penalise |g|^2 / 2; lambda of the others."""
+    penalty_every: int = 1
+    """Take the penalty in every so many discriminator steps, with as many times the weight."""
     dim_z: int = 128
     """Length of the latent vector."""
     seed: int = 0
@@ -116,6 +124,10 @@ class Config:
         """Raise an :class:`InputError` that names the first field out of its range."""
         if self.preset not in models.presets():
             raise InputError(f"--preset: got {self.preset!r}, expected one of {', '.join(models.presets())}")
+        if self.loss not in LOSSES:
+            raise InputError(f"--loss: got {self.loss}, expected one of {', '.join(LOSSES)}")
+        if self.penalty is not None and self.penalty not in PENALTIES:
+            raise InputError(f"--penalty: got {self.penalty}, expected None or one of {', '.join(PENALTIES)}")
         for name in ("data", "out"):
             if not getattr(self, name):
                 raise InputError(f"--{name}: got nothing, expected {_EXPECTED[name]}")
@@ -123,7 +135,7 @@ class Config:
         for name in _AT_LEAST_ONE:
             if values[name] < 1:
                 raise InputError(f"{_option(name)}: got {values[name]}, expected at least 1")
-        for name in ("g.lr", "d.lr", "g.eps", "d.eps", "ema.kimg", "ema.ramp_up"):
+        for name in ("g.lr", "d.lr", "g.eps", "d.eps", "ema.kimg", "ema.ramp_up", "penalty_weight"):
             if values[name] is not None and not values[name] > 0:
                 raise InputError(f"{_option(name)}: got {values[name]}, expected a number above 0")
         for name in ("g.betas", "d.betas"):
@@ -195,6 +207,6 @@ _EXPECTED = {
     "out": "the folder to write the run to",
 }
 _AT_LEAST_ONE = (
-    *("images", "batch", "n_dis", "dim_z", "g.ch", "d.ch", "ema.statistics_images"),
+    *("images", "batch", "n_dis", "dim_z", "g.ch", "d.ch", "ema.statistics_images", "penalty_every"),
     *("tick.images", "tick.grid_columns", "tick.grid_rows", "tick.keep"),
 )

@@ -66,6 +66,7 @@ def train(config: Config, *, dataset: Dataset | None = None, resume: bool = Fals
     state = new_state(config, dataset, device, dtype)
     batches = Batches(dataset, config.batch, device, seed=config.seed)
     _make_folders(run)
+    shown = config.n_dis * config.batch
     telemetry = Telemetry(run, device, tensorboard=config.tensorboard)
     if content is not None:
         checkpoint.restore(content, state, batches.sampler, dataset)
@@ -89,8 +90,6 @@ def train(config: Config, *, dataset: Dataset | None = None, resume: bool = Fals
                     telemetry.add(d_step(state, batch))
             with telemetry.phase("g_step"):
                 telemetry.add(g_step(state, batch))
-            shown = config.n_dis * config.batch
-            state.images += shown
             with telemetry.phase("ema"):
                 state.ema.update(images=state.images, images_per_update=shown)
             progress.advance(state.images)

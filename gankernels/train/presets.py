@@ -39,7 +39,16 @@ def wgan_gp(name: str) -> Config:
     """1704.00028, algorithm 1; the average is ours."""
     adam = {"lr": 1e-4, "betas": (0.0, 0.9)}
     return _config(
-        name, images=64_000_000, batch=64, n_dis=5, loss="wasserstein", g=adam, d=adam, ema=EMAConfig(kimg=50)
+        name,
+        images=64_000_000,
+        batch=64,
+        n_dis=5,
+        loss="wasserstein",
+        penalty="wgan-gp",
+        penalty_weight=10.0,
+        g=adam,
+        d=adam,
+        ema=EMAConfig(kimg=50),
     )
 
 
@@ -94,11 +103,20 @@ def biggan(name: str) -> Config:
     )
 
 
-def r3gan(name: str, *, batch: int, average_kimg: float, images: int) -> Config:
+def r3gan(name: str, *, batch: int, gamma: float, average_kimg: float, images: int) -> Config:
     """2501.05441, section 5 and appendix: what its schedules begin with. The number of images is ours."""
     adam = {"lr": 2e-4, "betas": (0.0, 0.9)}
     return _config(
-        name, images=images, batch=batch, n_dis=1, loss="rpgan", g=adam, d=adam, ema=EMAConfig(kimg=average_kimg)
+        name,
+        images=images,
+        batch=batch,
+        n_dis=1,
+        loss="rpgan",
+        penalty="r1+r2",
+        penalty_weight=gamma,
+        g=adam,
+        d=adam,
+        ema=EMAConfig(kimg=average_kimg),
     )
 
 
@@ -118,9 +136,9 @@ PRESETS: dict[str, Callable[[str], Config]] = {
     "biggan-256": biggan,
     "biggan-512": biggan,
     "biggan-deep-128": biggan,
-    "r3gan-32": functools.partial(r3gan, batch=512, average_kimg=5000, images=100_000_000),
-    "r3gan-64": functools.partial(r3gan, batch=256, average_kimg=500, images=50_000_000),
-    "r3gan-256": functools.partial(r3gan, batch=256, average_kimg=500, images=50_000_000),
+    "r3gan-32": functools.partial(r3gan, batch=512, gamma=0.05, average_kimg=5000, images=100_000_000),
+    "r3gan-64": functools.partial(r3gan, batch=256, gamma=2.0, average_kimg=500, images=50_000_000),
+    "r3gan-256": functools.partial(r3gan, batch=256, gamma=150.0, average_kimg=500, images=50_000_000),
 }
 
 

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
-from gankernels import models
-from gankernels.errors import InputError
+from gankernels import models, penalties
+from gankernels.losses import LOSSES
 from gankernels.models.interface import GeneratorModule
-from gankernels.models.losses import LOSSES
 from gankernels.nn import BatchNorm2d
 from gankernels.nn.spectral_norm import find_spectral_norms
 from gankernels.nn.spectral_norm_group import SpectralNormGroup
@@ -51,6 +50,10 @@ class Player:
         """Step down ``loss``; the norm of its gradient, as an fp32 scalar on the device."""
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
+        return self.step()
+
+    def step(self) -> Tensor:
+        """Step down the gradients in ``.grad``, which the scaler has multiplied; their norm, as :meth:`update`."""
         self.scaler.unscale_(self.optimizer)
         norm = get_total_norm([p.grad for p in self.net.parameters() if p.grad is not None])
         self.scaler.step(self.optimizer)
@@ -68,7 +71,7 @@ class State:
     g: Player
     d: Player
     ema: EMA
-    rng: torch.Generator  # draws the latents
+    rng: torch.Generator  # draws the latents, and where a penalty is taken
     images: int = 0  # real images shown to the discriminator so far
 
     def autocast(self) -> torch.autocast:
@@ -82,10 +85,8 @@ def new_state(config: Config, dataset: Dataset, device: torch.device, dtype: tor
     """The state before the first step: a function of the config and of the data set's classes and channels.
 
     Raises:
-        InputError: the loss is not one that the steps here can compute, or a setting does not fit the network.
+        InputError: a setting does not fit the network.
     """
-    if config.loss not in LOSSES:
-        raise InputError(f"--loss: got {config.loss}, expected one of {', '.join(LOSSES)}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         generator, discriminator = build(config, num_classes=dataset.num_classes, channels=dataset.channels)
@@ -117,21 +118,32 @@ def build(config: Config, *, num_classes: int, channels: int) -> tuple[Generator
 
 
 def d_step(state: State, batch: Batch) -> dict[str, Tensor]:
-    """Update the discriminator on a real batch and as many fakes of the same labels.
+    """Update the discriminator on a real batch and as many fakes of the same labels, and count its images.
 
     One forward takes both. Where a batch norm would tell it the share of fakes in its batch, which is another in the
     generator's step, each goes alone, as DCGAN is trained.
 
     Returns:
-        Detached fp32 scalars on the device: the loss, the mean logits of real and fake, the norm of the gradient.
+        Detached fp32 scalars on the device: the loss, without penalty; the mean logits of real and fake; the norm of
+        the gradient; and in the steps that take one, the penalty, before its weight.
     """
+    config = state.config
     with torch.no_grad(), state.g.hold(), state.autocast():
         fake = state.g.net(state.latents(len(batch.y)), batch.y)
     fake = fake.to(batch.x.dtype)
-    if any(isinstance(module, BatchNorm2d) for module in state.d.net.modules()):
-        real, fake = _logits(state, batch.x, batch.y), _logits(state, fake, batch.y)
-    else:
-        real, fake = _logits(state, torch.cat([batch.x, fake]), batch.y.repeat(2)).chunk(2)
+    step = state.images // config.batch
+    state.images += len(batch.y)
+    if config.penalty is None or step % config.penalty_every:
+        return _plain_d_step(state, batch, fake)
+    return _penalised_d_step(state, batch, fake)
+
+
+def _plain_d_step(state: State, batch: Batch, fake: Tensor) -> dict[str, Tensor]:
+    with state.d.hold():
+        if _mixes_samples(state.d.net):
+            real, fake = _logits(state, batch.x, batch.y), _logits(state, fake, batch.y)
+        else:
+            real, fake = _logits(state, torch.cat([batch.x, fake]), batch.y.repeat(2)).chunk(2)
     loss = LOSSES[state.config.loss].d(real, fake)
     norm = state.d.update(loss)
     return {
@@ -142,22 +154,61 @@ def d_step(state: State, batch: Batch) -> dict[str, Tensor]:
     }
 
 
+def _penalised_d_step(state: State, batch: Batch, fake: Tensor) -> dict[str, Tensor]:
+    config = state.config
+    state.d.optimizer.zero_grad(set_to_none=True)
+    with state.d.hold(), state.autocast():
+        scalars = penalties.d_step(
+            state.d.net,
+            batch.x,
+            fake,
+            batch.y,
+            loss=config.loss,
+            penalty=config.penalty,
+            weight=config.penalty_weight * config.penalty_every,
+            generator=state.rng,
+            scaler=state.d.scaler if state.d.scaler.is_enabled() else None,
+            joint=not _mixes_samples(state.d.net),
+        )
+    norm = state.d.step()
+    return {
+        "d_loss": scalars.loss,
+        "d_real": scalars.real,
+        "d_fake": scalars.fake,
+        "d_grad_norm": norm,
+        "penalty": scalars.penalty,
+    }
+
+
 def g_step(state: State, batch: Batch) -> dict[str, Tensor]:
-    """Update the generator on as many samples, of the same labels, as the batch has; its pictures are not looked at.
+    """Update the generator on as many samples, of the same labels, as the batch has.
+
+    Only the relativistic losses look at the batch's pictures.
 
     Returns:
         Detached fp32 scalars on the device: the loss and the norm of the gradient.
     """
+    game = LOSSES[state.config.loss]
     state.d.net.requires_grad_(False)  # no weight gradients in the discriminator: a third of its backward
     with state.g.hold(), state.autocast():
         fake = state.g.net(state.latents(len(batch.y)), batch.y)
-    loss = LOSSES[state.config.loss].g(_logits(state, fake, batch.y))
+    real = None
+    with state.d.hold():
+        logits = _logits(state, fake, batch.y)
+        if game.relativistic:
+            with torch.no_grad():
+                real = _logits(state, batch.x, batch.y)
+    loss = game.g(logits, real)
     norm = state.g.update(loss)
     state.d.net.requires_grad_(True)
     return {"g_loss": loss.detach(), "g_grad_norm": norm}
 
 
+def _mixes_samples(discriminator: nn.Module) -> bool:
+    return any(isinstance(module, BatchNorm2d) for module in discriminator.modules())
+
+
 def _logits(state: State, x: Tensor, y: Tensor) -> Tensor:
-    """D(x, y) in fp32 [N]. The spectral norms are taken outside autocast: sigma is fp32 in every precision."""
-    with state.d.hold(), state.autocast():
+    """D(x, y) in fp32 [N], where the caller holds D. Spectral norms are taken outside autocast: sigma is fp32."""
+    with state.autocast():
         return state.d.net(x, y).float()

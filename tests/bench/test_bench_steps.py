@@ -13,12 +13,12 @@ from gankernels import dispatch, models, ops
 from gankernels.bench import steps
 from gankernels.bench.stock import to_stock
 from gankernels.errors import InputError
-from gankernels.models.losses import hinge_d, hinge_g
+from gankernels.losses import hinge_d, hinge_g
 from gankernels.ops import conditional_batch_norm
 
 TINY = {"channels": 3, "num_classes": 4, "g_ch": 4, "d_ch": 4, "dim_z": 8}
 CASE = steps.make_case("tiny", "sngan-32", 6, **TINY)
-TINY_STEPS = {step.op: steps.make_benchmark(step, [CASE]) for step in steps._KINDS}
+TINY_STEPS = {step.op: steps.make_benchmark(step, [CASE]) for step in steps.CASES}
 every_step = pytest.mark.parametrize("declared", TINY_STEPS.values(), ids=TINY_STEPS)
 
 
@@ -193,14 +193,20 @@ def expected(op, tensors):
             loss = hinge_g(discriminator(generator(z, y), y))
         else:
             fake = generator(z, y).detach()
-            x = {"d_step_r1": real, "d_step_wgan_gp": alpha * real + (1 - alpha) * fake}.get(op, real).requires_grad_()
-            d_real, d_fake, d_x = (discriminator(pictures, y) for pictures in (real, fake, x))
+            points = {
+                "d_step_wgan_gp": alpha * real + (1 - alpha) * fake,
+                "d_step_r3gan": torch.cat([real, fake]),
+            }
+            x = points.get(op, real).requires_grad_()
+            d_real, d_fake = discriminator(real, y), discriminator(fake, y)
+            d_x = discriminator(x, y.repeat(len(x) // len(y)))
             (gradient,) = torch.autograd.grad(d_x.sum(), x, create_graph=True)
             norm = torch.linalg.vector_norm(gradient, dim=(1, 2, 3))
             loss = {
                 "d_step": lambda: hinge_d(d_real, d_fake),
                 "d_step_r1": lambda: hinge_d(d_real, d_fake) + 10 * (norm**2).mean() / 2,
                 "d_step_wgan_gp": lambda: d_fake.mean() - d_real.mean() + 10 * ((norm - 1) ** 2).mean(),
+                "d_step_r3gan": lambda: F.softplus(d_fake - d_real).mean() + 0.05 * (norm**2).sum() / 6 / 2,
             }[op]()
         loss.backward()
     return [loss.detach(), *(p.grad for p in updated.parameters())]
@@ -262,16 +268,22 @@ def test_what_is_judged_is_one_vector(declared):
 
 
 @pytest.mark.parametrize(
-    ("name", "overrides"),
+    ("name", "loss", "ops", "overrides"),
     [
-        ("biggan-32", {"ch": 1, "num_classes": 3, "dim_z": 8, "shared_embedding": True, "hierarchical_z": True}),
-        ("dcgan-32", {"ch": 2, "dim_z": 8}),
-        ("r3gan-32", {"ch": 16, "num_classes": 3, "dim_z": 8}),
+        (
+            "biggan-32",
+            "hinge",
+            ["d_step", "g_step", "d_step_r1"],
+            {"ch": 1, "num_classes": 3, "dim_z": 8, "shared_embedding": True, "hierarchical_z": True},
+        ),
+        ("dcgan-32", "non-saturating", ["d_step", "g_step", "d_step_r1"], {"ch": 2, "dim_z": 8}),
+        ("wgan-gp-32", "wasserstein", ["g_step", "d_step_wgan_gp"], {"ch": 4, "dim_z": 8}),
+        ("r3gan-32", "rpgan", ["g_step", "d_step_r3gan"], {"ch": 16, "num_classes": 3, "dim_z": 8}),
     ],
 )
-def test_other_systems_step_as_their_stock_twins(name, overrides):
-    case = steps.make_case("tiny", name, 3, **overrides)
-    for kind in steps._KINDS[:3]:
+def test_other_systems_step_as_their_stock_twins(name, loss, ops, overrides):
+    case = steps.make_case("tiny", name, 3, loss=loss, **overrides)
+    for kind in (kind for kind in steps.CASES if kind.op in ops):
         declared = steps.make_benchmark(kind, [case])
         drawn = declared.inputs(case, torch.Generator().manual_seed(0))
         tensors = [
@@ -283,7 +295,7 @@ def test_other_systems_step_as_their_stock_twins(name, overrides):
 
 
 def test_floors():
-    d_step, g_step, r1, _ = TINY_STEPS.values()
+    d_step, g_step, r1, *_ = TINY_STEPS.values()
     counts = [sum(p.numel() for p in net.parameters()) for net in models.build("sngan-32", **TINY)]
     pictures = 6 * 3 * 32 * 32
     assert d_step.bytes(CASE, "step", 2) == 4 * (sum(counts) + counts[1]) + 2 * pictures
@@ -318,11 +330,34 @@ def test_flops_are_those_of_the_convolutions():
 
 
 def test_declared_steps():
-    assert [declared.op for declared in steps.STEPS] == ["d_step", "g_step", "d_step_r1", "d_step_wgan_gp"]
+    shapes = {declared.op: {case.position: case.shape for case in declared.cases} for declared in steps.STEPS}
+    assert list(shapes) == ["d_step", "g_step", "d_step_r1", "d_step_wgan_gp", "d_step_r3gan"]
+    assert shapes["d_step"]["sngan-32"] == (64, 3, 32, 32), "the paper's widths"
+    assert shapes["d_step"]["dcgan-64"] == (64, 3, 64, 64)
+    assert shapes["d_step_wgan_gp"]["wgan-gp-64"] == (16, 3, 64, 64)
+    assert shapes["d_step_r3gan"]["r3gan-32"] == (16, 3, 32, 32)
     for declared in steps.STEPS:
         assert list(declared.modes) == ["step"]
-        assert [case.shape for case in declared.cases if case.quick] == [(64, 1, 32, 32)]
-        assert declared.cases[1].shape == (64, 3, 32, 32), "the paper's widths"
+        assert sum(case.quick for case in declared.cases) == 1
+
+
+def test_ours_takes_a_penalty_without_double_backprop(monkeypatch):
+    """Its only calls of ``autograd.grad`` make no graph."""
+    graphs = []
+    grad = torch.autograd.grad
+
+    def watched(*args, **keywords):
+        graphs.append(bool(keywords.get("create_graph")))
+        return grad(*args, **keywords)
+
+    monkeypatch.setattr(torch.autograd, "grad", watched)
+    for declared in (TINY_STEPS[op] for op in ("d_step_r1", "d_step_wgan_gp", "d_step_r3gan")):
+        graphs.clear()
+        declared.ours(CASE, *placed(declared), impl="auto")
+        assert graphs
+        assert not any(graphs)
+        declared.stock(CASE, *placed(declared))
+        assert any(graphs)
 
 
 def test_a_whole_penalised_step_compiles_in_one_graph():

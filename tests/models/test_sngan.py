@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gankernels import models
+from gankernels import losses, models
 from gankernels.errors import InputError
 
 TINY = {"num_classes": 3, "channels": 1, "g_ch": 4, "d_ch": 4, "dim_z": 8}
@@ -143,15 +143,15 @@ def test_unknown_preset_lists_the_known():
 
 def test_hinge_loss():
     real, fake = torch.tensor([2.0, 0.5]), torch.tensor([-3.0, 1.0])
-    assert models.losses.hinge_d(real, fake).item() == pytest.approx(0.25 + 1.0)
-    assert models.losses.hinge_g(fake).item() == pytest.approx(1.0)
+    assert losses.hinge_d(real, fake).item() == pytest.approx(0.25 + 1.0)
+    assert losses.hinge_g(fake).item() == pytest.approx(1.0)
 
 
 def test_non_saturating_loss():
     real, fake = torch.randn(7, dtype=torch.float64), torch.randn(7, dtype=torch.float64)
     expected = -(real.sigmoid().log().mean() + (1 - fake.sigmoid()).log().mean())
-    torch.testing.assert_close(models.losses.non_saturating_d(real, fake), expected)
-    torch.testing.assert_close(models.losses.non_saturating_g(fake), -fake.sigmoid().log().mean())
+    torch.testing.assert_close(losses.non_saturating_d(real, fake), expected)
+    torch.testing.assert_close(losses.non_saturating_g(fake), -fake.sigmoid().log().mean())
 
 
 def count(net: nn.Module) -> int:

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from gankernels import models
+from gankernels import losses, models
 from gankernels.nn import synchronize
 from ranks import run_in_ranks
 
@@ -48,9 +48,9 @@ def _train(mine: slice | Tensor, synchronized: bool | None = None) -> dict[str, 
         real, z, y = real[mine], z[mine], y[mine]
         with torch.no_grad():
             fake = generator(z, y)
-        loss = models.losses.non_saturating_d(discriminator(real, y), discriminator(fake, y))
+        loss = losses.non_saturating_d(discriminator(real, y), discriminator(fake, y))
         _update(discriminator, optimizers[1], loss, synchronized is not None)
-        loss = models.losses.non_saturating_g(discriminator(generator(z, y), y))
+        loss = losses.non_saturating_g(discriminator(generator(z, y), y))
         _update(generator, optimizers[0], loss, synchronized is not None)
     return {name: t.detach() for net in networks for name, t in _named(net)}
 

@@ -469,6 +469,42 @@ def test_cached_parametrizations():
     assert double.relative_error(double.gradient(value, discriminator), double.gradient(exact, discriminator)) <= 1e-12
 
 
+def test_given_points_take_the_place_of_drawn_ones():
+    discriminator = critic().double()
+    real, fake = pictures(3), pictures(3, seed=1)
+    rng = torch.Generator().manual_seed(5)
+    drawn = d_step(discriminator, real, fake, penalty="wgan-gp", generator=torch.Generator().manual_seed(5))
+    alpha = torch.rand(3, 1, 1, 1, generator=rng, dtype=torch.float64)
+    given = d_step(discriminator, real, fake, penalty="wgan-gp", points=torch.lerp(fake, real, alpha))
+    assert drawn == given
+
+
+OURS = {
+    "conv2d": lambda: gankernels.nn.Conv2d(6, 4, 3, padding=1, groups=2),
+    "conv2d, strided": lambda: gankernels.nn.Conv2d(6, 4, 4, stride=2, padding=1, bias=False),
+    "conv2d_downsample": lambda: gankernels.nn.DownsampleConv2d(6, 4, 3, padding=1),
+    "residual block": lambda: gankernels.nn.ResBlockDown(6, 4),
+    "with spectral norm": lambda: gankernels.nn.ResBlockDown(6, 4, wrap=gankernels.nn.spectral_norm),
+}
+
+
+@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("penalty", ["r1", "wgan-gp"])
+def test_our_convolutions_are_in_the_class(name, penalty):
+    torch.manual_seed(0)
+    layers = gankernels.nn.Conv2d(3, 6, 3, padding=1), nn.LeakyReLU(0.2), OURS[name](), nn.Flatten(), nn.LazyLinear(1)
+    discriminator = nn.Sequential(*layers)
+    discriminator(pictures(1, torch.float32))
+    discriminator.double().eval()
+    real, fake = pictures(3), pictures(3, seed=1)
+    points = {"points": (real + fake) / 2} if penalty == "wgan-gp" else {}
+    d_step(discriminator, real, fake, penalty=penalty, weight=3.0, method="fused", **points)
+    got = double.accumulated(discriminator)
+    loss = double.LOSSES["hinge"](discriminator(real), discriminator(fake))
+    value = double.penalty(discriminator, points.get("points", real), kind=penalty)
+    assert double.relative_error(got, double.gradient(loss + 3 * value, discriminator)) <= 1e-12
+
+
 def test_bad_input():
     discriminator = critic()
     x = pictures(2, torch.float32)
@@ -490,6 +526,7 @@ def test_bad_input():
         ({"lazy": 0}, "^lazy: got 0"),
         ({"fake": x[:1], "loss": "rpgan"}, "^fake: got logits"),
         ({"fake": x[..., 1:]}, "^fake: got pictures"),
+        ({"points": x}, "^points: got some with penalty='r1', expected None"),
     ]:
         with pytest.raises(InputError, match=message):
             d_step(discriminator, x, **({"fake": x} | arguments))
