@@ -19,6 +19,7 @@ import gankernels
 import gankernels.models
 from gankernels.ops import bias_act, conv_transpose2d
 from gankernels.penalties import d_step
+from gankernels.verification import errors
 from implementations import kernels_of
 
 WIDTHS = {"sngan-32": 3, "biggan-32": 2, "wgan-gp-32": 3, "r3gan-32": 8}
@@ -83,6 +84,22 @@ def test_our_discriminators(preset, loss, penalty):
     assert double.relative_error(double.accumulated(discriminator), want) <= 1e-10
     layers = sum(isinstance(module, nn.Conv2d) for module in discriminator.modules())
     assert list(count.calls.values()) == [2 * layers, layers, layers]
+
+
+@pytest.mark.parametrize("preset", ["sngan-32", "r3gan-32"])
+def test_bf16_autocast(preset):
+    """At most twice the error of eager double backprop on the references under the same autocast."""
+    discriminator, (real, fake, y) = built(preset)
+    # a batch in which no one kink decides
+    real, fake = (torch.cat([t, *(torch.randn_like(t) for _ in range(3))]) for t in (real, fake))
+    arguments = [real, fake, y.repeat(4)]
+    want = wanted(copy.deepcopy(discriminator), arguments, "non-saturating", "r1", 3.0)
+    discriminator, arguments = discriminator.float(), [real.float(), fake.float(), y.repeat(4)]
+    with torch.autocast("cpu", torch.bfloat16):
+        eager = wanted(copy.deepcopy(discriminator), arguments, "non-saturating", "r1", 3.0)
+        d_step(discriminator, *arguments, loss="non-saturating", weight=3.0, method="fused")
+    for error, bound in zip(errors(double.accumulated(discriminator), want), errors(eager, want), strict=True):
+        assert error <= 2 * bound
 
 
 @pytest.mark.parametrize("held", [False, True])
