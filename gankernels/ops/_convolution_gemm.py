@@ -74,6 +74,7 @@ def weight_gradient(
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
+    *,
     channels_last: bool,
 ) -> Tensor:
     """dw[c, c', k, l] = sum over n, i, j of small[n, c, i, j] big[n, c', s i + d k - p, s j + d l - p].

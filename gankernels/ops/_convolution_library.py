@@ -104,7 +104,7 @@ def convolution_weight_gradient(
     small, big = reversed(operands) if geometry[3] else operands
     with run.exact:
         if run.by_product("weight", small.shape, weight_size, geometry):
-            dw = gemm.weight_gradient(small, big, weight_size[2:], *geometry[:3], run.channels_last)
+            dw = gemm.weight_gradient(small, big, weight_size[2:], *geometry[:3], channels_last=run.channels_last)
             db = operands[0].sum((0, 2, 3)) if with_bias else dy.new_empty(0)
         else:
             bias_size = [dy.shape[1]] if with_bias else None
