@@ -1,7 +1,7 @@
 // Built once per instruction set: GK_ISA is the namespace, GK_VECTOR_BYTES the width of a register.
 #include "fold_conv_weight.h"
 
-#include "vec.h"
+#include "tile.h"
 
 namespace gankernels::fold_conv_weight::cpu::GK_ISA {
 namespace {
@@ -41,62 +41,69 @@ GK_INLINE void fold_tap(const Problem& p, const Row<S>& row, int y, int x, Store
     });
 }
 
-template <class A, class T, class S>
-GK_INLINE void fold_row(const Problem& p, const Tiling& t, const Row<S>& row, T* to) {
-  for (int y = 0; y < p.to_taps; ++y)
-    for (int x = 0; x < p.to_taps; ++x) {
-      T* tap = to + (y * p.to_taps + x) * p.to.tap;
-      if (t.to_along == 1) {
-        fold_tap<A>(p, row, y, x, [&](int64_t j, auto v) GK_LAMBDA_INLINE { store(tap + j, v); });
+// to[q * to_stride + j] = from[j * from_stride + q], in squares that stay in registers or the first cache.
+template <class A, class S, class T>
+GK_INLINE void transpose(const S* from, int64_t from_stride, int64_t many_j, int64_t many_q, T* to, int64_t to_stride) {
+  constexpr int64_t kSide = 8;
+  for (int64_t j = 0; j < many_j; j += kSide)
+    for (int64_t q = 0; q < many_q; q += kSide) {
+      if (j + kSide > many_j || q + kSide > many_q) {
+        for (int64_t jj = j; jj < many_j && jj < j + kSide; ++jj)
+          for (int64_t qq = q; qq < many_q && qq < q + kSide; ++qq)
+            store(to + qq * to_stride + jj, load<A>(from + jj * from_stride + qq));
         continue;
       }
-      A folded[kGathered];
-      fold_tap<A>(p, row, y, x, [&](int64_t j, auto v) GK_LAMBDA_INLINE { store(folded + j, v); });
-      for (int64_t j = 0; j < row.count; ++j) store(tap + j * t.to_along, folded[j]);
+      A square[kSide][kSide];
+      for (int64_t jj = 0; jj < kSide; ++jj)
+        for (int64_t qq = 0; qq < kSide; ++qq) square[qq][jj] = load<A>(from + (j + jj) * from_stride + q + qq);
+      for (int64_t qq = 0; qq < kSide; ++qq)
+        for (int64_t jj = 0; jj < kSide; ++jj) store(to + (q + qq) * to_stride + j + jj, square[qq][jj]);
     }
 }
 
-// A tile whose channels are not side by side, brought into that order: [rows, taps, kGathered]. Every line of the
-// source is read at once: at the strides of a large weight, two lines that are a tap apart push each other out of the
-// cache.
+// A tile whose channels are not side by side, brought into that order: [row, tap, kBlock].
 template <class A, class T>
 GK_INLINE void gather(const Problem& p, const Tiling& t, const T* from, int64_t count, int64_t rows, A* gathered) {
-  const int64_t taps = p.from_taps * p.from_taps;
-  const auto one = [&](int64_t j, int64_t tap, int64_t r) GK_LAMBDA_INLINE {
-    gathered[(r * taps + tap) * kGathered + j] =
-        load<A>(from + j * t.from_along + tap * p.from.tap + r * t.from_across);
-  };
-  if (p.from.tap == 1) {
-    for (int64_t j = 0; j < count; ++j)
-      for (int64_t r = 0; r < rows; ++r)
-        for (int64_t tap = 0; tap < taps; ++tap) one(j, tap, r);
-    return;
-  }
-  constexpr int64_t kSide = 8;  // of a block that is transposed on its way, with whole vectors in and out
-  for (int64_t j0 = 0; j0 < count; j0 += kSide)
+  const int64_t taps = int64_t(p.from_taps) * p.from_taps;
+  if (p.from.tap == 1 && t.from_across == taps)
+    transpose<A>(from, t.from_along, count, rows * taps, gathered, kBlock);
+  else if (p.from.tap == 1)
+    for (int64_t r = 0; r < rows; ++r)
+      transpose<A>(from + r * t.from_across, t.from_along, count, taps, gathered + r * taps * kBlock, kBlock);
+  else  // the rows are side by side
     for (int64_t tap = 0; tap < taps; ++tap)
-      for (int64_t r0 = 0; r0 < rows; r0 += kSide) {
-        if (j0 + kSide > count || r0 + kSide > rows || t.from_across != 1) {
-          for (int64_t j = j0; j < count && j < j0 + kSide; ++j)
-            for (int64_t r = r0; r < rows && r < r0 + kSide; ++r) one(j, tap, r);
-          continue;
-        }
-        A block[kSide][kSide];
-        for (int64_t j = 0; j < kSide; ++j)
-          for (int64_t r = 0; r < kSide; ++r)
-            block[j][r] = load<A>(from + (j0 + j) * t.from_along + tap * p.from.tap + r0 + r);
-        for (int64_t r = 0; r < kSide; ++r)
-          for (int64_t j = 0; j < kSide; ++j) gathered[((r0 + r) * taps + tap) * kGathered + j0 + j] = block[j][r];
+      transpose<A>(from + tap * p.from.tap, t.from_along, count, rows, gathered + tap * kBlock, taps * kBlock);
+}
+
+// All taps of one row's channels. `folded` holds them on their way to a result in which a channel's taps are together.
+template <class A, class T, class S>
+GK_INLINE void fold_row(const Problem& p, const Tiling& t, const Row<S>& row, T* to, bool streamed, A* folded) {
+  const bool direct = t.to_along == 1;
+  for (int y = 0; y < p.to_taps; ++y)
+    for (int x = 0; x < p.to_taps; ++x) {
+      const int64_t tap = int64_t(y) * p.to_taps + x;
+      if (!direct) {
+        fold_tap<A>(p, row, y, x, [&](int64_t j, auto v) GK_LAMBDA_INLINE { store(folded + tap * kBlock + j, v); });
+      } else if (T* out = to + tap * p.to.tap; streamed && streamable(out, row.count)) {
+        fold_tap<A>(p, row, y, x, [&](int64_t j, auto v) GK_LAMBDA_INLINE { stream(out + j, v); });
+      } else {
+        fold_tap<A>(p, row, y, x, [&](int64_t j, auto v) GK_LAMBDA_INLINE { store(out + j, v); });
       }
+    }
+  if (!direct) transpose<A>(folded, kBlock, int64_t(p.to_taps) * p.to_taps, row.count, to, t.to_along);
 }
 
 template <class T>
 void fold(const Args& args, int64_t begin, int64_t end) {
   using A = typename AccumulatorOf<T>::type;
+  // A result that no cache holds until it is read.
+  constexpr int64_t kStreamed = 16 << 20;
   const Problem& p = args.problem;
   const Tiling t = tiling(p);
-  const int64_t taps = p.from_taps * p.from_taps;
-  alignas(64) A gathered[kGatheredTaps * kGathered];
+  const int64_t taps = int64_t(p.from_taps) * p.from_taps, to_taps = int64_t(p.to_taps) * p.to_taps;
+  const bool streamed = t.along * t.across * to_taps * int64_t(sizeof(T)) >= kStreamed;
+  Scratch<A> scratch(1, t.direct ? 0 : kGathered + to_taps * kBlock);
+  A *const gathered = scratch[0], *const folded = gathered + kGathered;
   for (int64_t tile = begin; tile < end; ++tile) {
     const int64_t first = tile % t.blocks * t.block, first_row = tile / t.blocks * t.rows;
     const int64_t count = t.along - first < t.block ? t.along - first : t.block;
@@ -104,13 +111,14 @@ void fold(const Args& args, int64_t begin, int64_t end) {
     const T* from = static_cast<const T*>(args.from) + first * t.from_along + first_row * t.from_across;
     T* to = static_cast<T*>(args.to) + first * t.to_along + first_row * t.to_across;
     if (t.from_along != 1) gather(p, t, from, count, rows, gathered);
-    for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t r = 0; r < rows; ++r, to += t.to_across) {
       if (t.from_along == 1)
-        fold_row<A>(p, t, Row<T>{from + r * t.from_across, p.from.tap, count}, to + r * t.to_across);
+        fold_row<A>(p, t, Row<T>{from + r * t.from_across, p.from.tap, count}, to, streamed, folded);
       else
-        fold_row<A>(p, t, Row<A>{gathered + r * taps * kGathered, kGathered, count}, to + r * t.to_across);
+        fold_row<A>(p, t, Row<A>{gathered + r * taps * kBlock, kBlock, count}, to, streamed, folded);
     }
   }
+  if (streamed) end_of_stream();
 }
 
 }  // namespace

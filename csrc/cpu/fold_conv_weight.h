@@ -5,15 +5,17 @@
 
 namespace gankernels::fold_conv_weight::cpu {
 
-// Tiles of channel pairs: `block` side by side in the result's memory, in `rows` rows.
+// Tiles of channel pairs: `block` channels of the dimension that is innermost in the result, in `rows` rows.
 struct Tiling {
   int64_t along, across;  // channels; the strides between them
   int64_t from_along, from_across, to_along, to_across;
   int64_t block, blocks, rows, tiles;
+  bool direct;  // both sides have the block's channels side by side
 };
-// Channels that are brought side by side before they are folded, and at most so many taps of them, in all rows.
-inline constexpr int64_t kGathered = 32;
-inline constexpr int64_t kGatheredTaps = kMostTaps * kMostTaps;
+// A tile that is not direct is brought into the order [row, tap, kBlock]. At kBlock channels a side, every visit to a
+// page of a large weight takes some lines of it and not one: such weights have more pages than the processor has
+// translations. A core's second cache holds the tile.
+inline constexpr int64_t kBlock = 64, kGathered = 32768;
 Tiling tiling(const Problem& problem);
 
 using Pass = void (*)(const Args&, int64_t tile_begin, int64_t tile_end);

@@ -6,7 +6,7 @@ namespace gankernels::fold_conv_weight::cpu {
 namespace {
 
 constexpr int64_t kDirect = 512;  // channels of a tile that is neither gathered nor scattered
-constexpr int64_t kRows = 16;     // at most, of one that is: so many fp32 numbers fill a line of the cache
+constexpr int64_t kLine = 16;     // rows: so many fp32 numbers fill a line of the cache
 
 int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;
@@ -15,13 +15,14 @@ int64_t ceil_div(int64_t a, int64_t b) {
 }  // namespace
 
 Tiling tiling(const Problem& p) {
-  Tiling t = along_outputs(p)
-                 ? Tiling{p.outputs, p.inputs, p.from.output, p.from.input, p.to.output, p.to.input, 0, 0, 0, 0}
-                 : Tiling{p.inputs, p.outputs, p.from.input, p.from.output, p.to.input, p.to.output, 0, 0, 0, 0};
-  const bool direct = t.from_along == 1 && t.to_along == 1;
-  t.block = direct ? kDirect : kGathered;
-  const int64_t fitting = kGatheredTaps / (p.from_taps * p.from_taps);
-  t.rows = direct ? 1 : fitting < kRows ? fitting : kRows;
+  Tiling t = p.to.output < p.to.input
+                 ? Tiling{p.outputs, p.inputs, p.from.output, p.from.input, p.to.output, p.to.input, 0, 0, 0, 0, false}
+                 : Tiling{p.inputs, p.outputs, p.from.input, p.from.output, p.to.input, p.to.output, 0, 0, 0, 0, false};
+  t.direct = t.from_along == 1 && t.to_along == 1;
+  t.block = t.direct ? kDirect : kBlock;
+  const int64_t fitting = kGathered / (kBlock * p.from_taps * p.from_taps);
+  t.rows = t.direct ? 1 : fitting < kLine ? fitting : fitting / kLine * kLine;
+  if (t.rows > kBlock) t.rows = kBlock;
   t.blocks = ceil_div(t.along, t.block);
   t.tiles = t.blocks * ceil_div(t.across, t.rows);
   return t;

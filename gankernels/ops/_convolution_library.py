@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from gankernels.ops import _convolution_gemm as gemm
 from gankernels.ops._convolution_arguments import output_size
 from gankernels.ops._layout import prefers_channels_last, strides_4d
 
@@ -66,8 +67,13 @@ def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any) 
     if run.empty:
         y = run.zeros(output_size(x.shape, weight.shape, *geometry))
         return y if bias is None else y.add_(bias[:, None, None])
+    operands = run.operand(x), run.operand(weight), run.vector(bias)
+    size = output_size(x.shape, weight.shape, *geometry)
     with run.exact:
-        y = _aten.convolution(run.operand(x), run.operand(weight), run.vector(bias), *geometry)
+        if not geometry[3] and run.by_product("small", size, weight.shape, geometry):
+            y = gemm.small(*operands, size, *geometry[:3])
+        else:
+            y = _aten.convolution(*operands, *geometry)
     return run.result(y)
 
 
@@ -76,11 +82,14 @@ def convolution_input_gradient(dy: Tensor, weight: Tensor, x_size: Sequence[int]
     run = _Run(dy, weight, groups=geometry[-1])
     if run.empty:
         return run.zeros(x_size)
-    operand, mask = run.operand(dy), [True, False, False]
+    operands, mask = (run.operand(dy), run.operand(weight)), [True, False, False]
     with run.exact:
-        dx, _, _ = _aten.convolution_backward(
-            operand, run.unread(x_size, operand), run.operand(weight), None, *geometry, mask
-        )
+        if geometry[3] and run.by_product("small", x_size, weight.shape, geometry):
+            dx = gemm.small(*operands, None, x_size, *geometry[:3])
+        else:
+            dx, _, _ = _aten.convolution_backward(
+                operands[0], run.unread(x_size, operands[0]), operands[1], None, *geometry, mask
+            )
     return run.result(dx)
 
 
@@ -92,11 +101,16 @@ def convolution_weight_gradient(
     if run.empty:
         return run.zeros(weight_size), dy.sum((0, 2, 3)) if with_bias else dy.new_empty(0)
     operands, mask = (run.operand(dy), run.operand(x)), [False, True, with_bias]
-    bias_size = [dy.shape[1]] if with_bias else None
+    small, big = reversed(operands) if geometry[3] else operands
     with run.exact:
-        _, dw, db = _aten.convolution_backward(
-            *operands, run.unread(weight_size, *operands), bias_size, *geometry, mask
-        )
+        if run.by_product("weight", small.shape, weight_size, geometry):
+            dw = gemm.weight_gradient(small, big, weight_size[2:], *geometry[:3], channels_last=run.channels_last)
+            db = operands[0].sum((0, 2, 3)) if with_bias else dy.new_empty(0)
+        else:
+            bias_size = [dy.shape[1]] if with_bias else None
+            _, dw, db = _aten.convolution_backward(
+                *operands, run.unread(weight_size, *operands), bias_size, *geometry, mask
+            )
     return run.result(dw), db.to(dy.dtype) if with_bias else dy.new_empty(0)
 
 
@@ -112,6 +126,19 @@ class _Run:
         # Autocast would round the operands again.
         on = torch.is_autocast_enabled(device)
         self.exact: Any = torch.autocast(device, enabled=False) if on else contextlib.nullcontext()
+
+    def by_product(
+        self, what: str, small_size: Sequence[int], weight_size: Sequence[int], geometry: Sequence[Any]
+    ) -> bool:
+        """Whether :mod:`gankernels.ops._convolution_gemm` is the way."""
+        pixels = math.prod(small_size) // small_size[1]
+        device = self._like.device.type
+        return gemm.is_faster(what, device, geometry[-1], weight_size, pixels, geometry[0], self.channels_last)
+
+    @property
+    def channels_last(self) -> bool:
+        """The operands' layout."""
+        return self._call.channels_last
 
     def operand(self, t: Tensor) -> Tensor:
         return _laid_out(t, *self._call)

@@ -16,6 +16,10 @@ from gankernels.ops.bias_act.op import bias_act
 #: Rows and columns of zeros: left, right, top, bottom, as in ``torch.nn.functional.pad``.
 Padding = tuple[int, int, int, int]
 
+#: Pixels of the small side, over the batch, up to which the two steps are faster than the fold on a CPU: the fold and
+#: its transpose cost by the weight, what they save by the pixels; the number of channels hardly matters.
+FEW_PIXELS = 64
+
 
 class Route(NamedTuple):
     """How a call is computed, and why.
@@ -117,6 +121,13 @@ def not_foldable(kernel_size: tuple[int, int], most: int) -> str | None:
     if height % 2 == 0:
         return f"the kernel is {height}x{width}, and the fold is for odd ones"
     return f"the kernel is {height}x{width}, and the fold is for at most {most}x{most}" if height > most else None
+
+
+def too_few_pixels(pixels: int, device: str) -> str | None:
+    """Why so many pixels on the small side do not pay for the fold, or None. On a GPU they always do: not measured."""
+    if device != "cpu" or pixels > FEW_PIXELS:
+        return None
+    return f"{pixels} pixels on the small side, of which at most {FEW_PIXELS} do not pay for the fold"
 
 
 def is_1x1(kernel_size: tuple[int, int], padding: Padding) -> bool:

@@ -12,10 +12,18 @@ from torch.autograd import gradcheck, gradgradcheck
 import gankernels
 from gankernels import selfcheck, verification
 from gankernels.errors import InputError
-from gankernels.ops import upsample_conv2d
+from gankernels.ops import _resampled_convolution, upsample_conv2d
 from gankernels.ops.upsample_conv2d.op import route
 
 layouts = pytest.mark.parametrize("layout", LAYOUTS)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def folded_at_any_size():
+    """The pictures here are small, and what is tested is the fold."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_resampled_convolution, "FEW_PIXELS", 0)
+        yield
 
 
 def ours(*tensors, padding=(1, 1, 1, 1), activation="none"):
@@ -162,9 +170,18 @@ def test_autocast():
     ],
 )
 def test_route(kernel, padding, name, reason):
-    chosen = route(kernel, padding)
+    chosen = route(kernel, padding, 65, "cpu")
     assert chosen.name == name
     assert reason in chosen.reason
+
+
+def test_few_pixels_take_the_two_steps_on_a_cpu(monkeypatch):
+    monkeypatch.setattr(_resampled_convolution, "FEW_PIXELS", 64)
+    chosen = route((3, 3), (1, 1, 1, 1), 64, "cpu")
+    assert chosen.name == "plain"
+    assert "64 pixels on the small side" in chosen.reason
+    assert route((3, 3), (1, 1, 1, 1), 64, "cuda").name == "folded"
+    assert route((1, 1), (0, 0, 0, 0), 64, "cpu").name == "small side"
 
 
 def test_no_weight_gradients():

@@ -45,10 +45,10 @@ def checks() -> Iterator[Check]:
     """Every route and kernel size, in both layouts, at odd sizes, and with sides that differ."""
     last, contiguous = torch.channels_last, torch.contiguous_format
     for given in (
-        _Input((4, 24, 9, 9), 40, 3, last, (1, 1, 1, 1)),
-        _Input((4, 24, 9, 9), 40, 3, contiguous, (1, 1, 1, 1)),
-        _Input((2, 5, 7, 5), 3, 5, last, (2, 2, 2, 2)),
-        _Input((2, 5, 7, 5), 3, 3, last, (0, 1, 2, 1)),
+        _Input((8, 24, 9, 9), 40, 3, last, (1, 1, 1, 1)),
+        _Input((8, 24, 9, 9), 40, 3, contiguous, (1, 1, 1, 1)),
+        _Input((12, 5, 7, 5), 3, 5, last, (2, 2, 2, 2)),
+        _Input((12, 5, 7, 5), 3, 3, last, (0, 1, 2, 1)),
         _Input((2, 5, 6, 5), 3, 1, last, (0, 0, 0, 0)),
         _Input((2, 5, 6, 5), 3, 3, contiguous, (3, 3, 3, 3)),
     ):

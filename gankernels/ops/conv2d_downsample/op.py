@@ -8,7 +8,15 @@ from torch import Tensor
 
 from gankernels import dispatch
 from gankernels.ops._registration import refuse_transforms, register_op
-from gankernels.ops._resampled_convolution import Padding, Route, checked, is_1x1, not_foldable, refuse_empty
+from gankernels.ops._resampled_convolution import (
+    Padding,
+    Route,
+    checked,
+    is_1x1,
+    not_foldable,
+    refuse_empty,
+    too_few_pixels,
+)
 from gankernels.ops.conv2d_downsample import library, reference
 from gankernels.ops.fold_conv_weight.op import LARGEST_KERNEL
 
@@ -33,7 +41,8 @@ def conv2d_downsample(
 
     Args:
         x: contiguous or channels_last, in fp32, bf16, fp16 or fp64; other strides are copied.
-        weight: of x's dtype (under autocast, of any). A square odd kernel is folded; others take the plain route.
+        weight: of x's dtype (under autocast, of any). A square odd kernel is folded, others are not: see
+            :func:`route`.
         bias: added to the convolution, or None.
         padding: zeros around x: a number, (height, width) or (left, right, top, bottom); x is copied where two opposite
             sides differ.
@@ -69,19 +78,25 @@ def conv2d_downsample(
             call.x, call.weight, call.bias, padding=call.padding, activation=call.activation, slope=slope
         )
     refuse_transforms(_OP, x, weight, *(() if bias is None else (bias,)))
-    return _ROUTES[route((weight.shape[2], weight.shape[3]), call.padding).name](call)
+    pixels = x.shape[0] * size[0] * size[1]
+    return _ROUTES[route((weight.shape[2], weight.shape[3]), call.padding, pixels, x.device.type).name](call)
 
 
-def route(kernel_size: tuple[int, int], padding: Padding) -> Route:
+def route(kernel_size: tuple[int, int], padding: Padding, pixels: int, device: str) -> Route:
     """Which way a call goes, and why.
 
     Args:
         kernel_size: (KH, KW).
         padding: (left, right, top, bottom).
+        pixels: of the output, over the batch.
+        device: the device type.
     """
     if is_1x1(kernel_size, padding):
         return Route("small side", "a 1x1 convolution commutes with a mean")
     why_not = not_foldable(kernel_size, LARGEST_KERNEL)
+    if why_not is not None:
+        return Route("plain", why_not)
+    why_not = too_few_pixels(pixels, device)
     if why_not is not None:
         return Route("plain", why_not)
     return Route("folded", "one convolution of stride 2")

@@ -8,7 +8,15 @@ from torch import Tensor
 
 from gankernels import dispatch
 from gankernels.ops._registration import refuse_transforms, register_op
-from gankernels.ops._resampled_convolution import Padding, Route, checked, is_1x1, not_foldable, refuse_empty
+from gankernels.ops._resampled_convolution import (
+    Padding,
+    Route,
+    checked,
+    is_1x1,
+    not_foldable,
+    refuse_empty,
+    too_few_pixels,
+)
 from gankernels.ops.fold_conv_weight.op import LARGEST_KERNEL
 from gankernels.ops.upsample_conv2d import library, reference
 
@@ -32,7 +40,8 @@ def upsample_conv2d(
 
     Args:
         x: contiguous or channels_last, in fp32, bf16, fp16 or fp64; other strides are copied.
-        weight: of x's dtype (under autocast, of any). A square odd kernel is folded; others take the plain route.
+        weight: of x's dtype (under autocast, of any). A square odd kernel is folded, others are not: see
+            :func:`route`.
         bias: added to the convolution, or None.
         padding: zeros around the up-sampled picture: a number, (height, width) or (left, right, top, bottom).
         activation: as :func:`gankernels.ops.bias_act`'s, with ``"none"`` for none; bias and activation are then one
@@ -64,15 +73,18 @@ def upsample_conv2d(
             call.x, call.weight, call.bias, padding=call.padding, activation=call.activation, slope=slope
         )
     refuse_transforms(_OP, x, weight, *(() if bias is None else (bias,)))
-    return _ROUTES[route((weight.shape[2], weight.shape[3]), call.padding).name](call)
+    pixels = x.shape[0] * x.shape[2] * x.shape[3]
+    return _ROUTES[route((weight.shape[2], weight.shape[3]), call.padding, pixels, x.device.type).name](call)
 
 
-def route(kernel_size: tuple[int, int], padding: Padding) -> Route:
+def route(kernel_size: tuple[int, int], padding: Padding, pixels: int, device: str) -> Route:
     """Which way a call goes, and why.
 
     Args:
         kernel_size: (KH, KW).
         padding: (left, right, top, bottom).
+        pixels: of x, over the batch.
+        device: the device type.
     """
     if is_1x1(kernel_size, padding):
         return Route("small side", "a 1x1 convolution commutes with nearest x2")
@@ -81,6 +93,9 @@ def route(kernel_size: tuple[int, int], padding: Padding) -> Route:
         return Route("plain", why_not)
     if max(padding) > kernel_size[0] - 1:
         return Route("plain", f"padding {max(padding)} makes rows of zeros that a transposed convolution cannot")
+    why_not = too_few_pixels(pixels, device)
+    if why_not is not None:
+        return Route("plain", why_not)
     return Route("folded", "one transposed convolution of stride 2")
 
 
