@@ -75,6 +75,17 @@ class Step(NamedTuple):
     engine: Callable[[Game], Tensor] | None = None  # the same, without graph: its gradients go into ``.grad``
 
 
+class Called(nn.Module):
+    """A function as a module, for what asks for one."""
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *args: Tensor) -> Tensor:
+        return self.function(*args)
+
+
 @functools.cache
 def networks(preset: str, settings: Settings, stock: bool) -> Networks:
     """The networks of a preset, with our kernels or written with stock layers.
@@ -166,13 +177,13 @@ def run(
         own = {name.removeprefix(prefix): tensor for name, tensor in given.items() if name.startswith(prefix)}
         half = real.dtype in _HALF
         with torch.autocast(real.device.type, dtype=real.dtype) if half else contextlib.nullcontext():
-            return _full(functional_call(player, own, args, strict=True))
+            return full(functional_call(player, own, args, strict=True))
 
     game = Game(
-        _full(real),
+        full(real),
         y,
-        _full(z),
-        _full(alpha),
+        full(z),
+        full(alpha),
         generate=functools.partial(call, players.generator, "generator."),
         judge=functools.partial(call, players.discriminator, "discriminator."),
         loss=LOSSES[loss],
@@ -202,6 +213,6 @@ def _take_spectral_norms(given: dict[str, Tensor], norms: Mapping[str, nn.Module
     given.update(zip(norms, normalised, strict=True))
 
 
-def _full(tensor: Tensor) -> Tensor:
+def full(tensor: Tensor) -> Tensor:
     """In fp32; in fp64 as it is."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -11,18 +11,19 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from gankernels import dispatch, penalties
 from gankernels.bench import functional_step
 from gankernels.bench.declaration import STEP, Benchmark, Case
-from gankernels.bench.functional_step import Game, Settings, Step
+from gankernels.bench.functional_step import Called, Game, Settings, Step
+from gankernels.bench.penalty_step import PENALTY_STEP
 from gankernels.losses import LOSSES
 
 R1_WEIGHT = 10.0
@@ -100,17 +101,6 @@ def _by_the_engine(game: Game, *, loss: str, penalty: str, weight: float) -> Ten
         joint=not game.apart,
     )
     return scalars.loss + weight * scalars.penalty
-
-
-class Called(nn.Module):
-    """A function as a module, for what asks for one."""
-
-    def __init__(self, function: Callable[..., Tensor]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, *args: Tensor) -> Tensor:
-        return self.function(*args)
 
 
 def make_case(
@@ -225,5 +215,5 @@ CASES: dict[Step, tuple[Case, ...]] = {
     Step("d_step_r3gan", "discriminator", _r3gan, _r3gan_by_the_engine): _R3GAN,
 }
 
-#: One benchmark for each kind of step.
-STEPS = tuple(make_benchmark(kind, cases) for kind, cases in CASES.items())
+#: One benchmark for each kind of step, and the price of a penalty alone.
+STEPS = (*(make_benchmark(kind, cases) for kind, cases in CASES.items()), PENALTY_STEP)
