@@ -25,6 +25,7 @@ from torch import Tensor
 
 from gankernels import gradient_penalty, penalties
 from gankernels.bench.declaration import STEP, Benchmark, Case
+from gankernels.bench.declarations._convolution import DTYPES
 from gankernels.bench.functional_step import Called, full
 from gankernels.losses import non_saturating_d
 
@@ -151,6 +152,7 @@ PENALTY_STEP = Benchmark(
     bytes=lambda case, mode, itemsize: 4 * 2 * _weights() + case.passes(2, itemsize),
     flops=_flops,
     impls=("auto",),
+    dtypes=DTYPES,
     modes=(STEP,),
     place=_place,
     judged=_judged,

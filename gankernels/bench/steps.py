@@ -22,6 +22,7 @@ from torch.utils.flop_counter import flop_registry
 from gankernels import dispatch, penalties
 from gankernels.bench import functional_step
 from gankernels.bench.declaration import STEP, Benchmark, Case
+from gankernels.bench.declarations._convolution import DTYPES
 from gankernels.bench.functional_step import Called, Game, Settings, Step
 from gankernels.bench.penalty_step import PENALTY_STEP
 from gankernels.losses import LOSSES
@@ -138,6 +139,7 @@ def make_benchmark(step: Step, cases: Sequence[Case]) -> Benchmark:
         bytes=functools.partial(_bytes, step),
         flops=functools.partial(_flops, step),
         impls=("auto",),
+        dtypes=DTYPES,
         modes=(STEP,),
         place=functional_step.place,
         judged=_judged,
