@@ -41,6 +41,19 @@ def test_the_formulas_are_the_native_ones():
     assert "gankernels::bias_act" in bias_act(x, bias, impl="cpu").grad_fn.name()
 
 
+def test_a_penalty_does_not_differentiate_the_forward_again():
+    x, bias = inputs()
+    y = bias_act(x, bias, activation="lrelu", impl="cpu")
+    cotangent = torch.ones_like(y, requires_grad=True)
+    with Calls() as calls:
+        (dx,) = torch.autograd.grad(y, x, cotangent, create_graph=True)
+        gradients = torch.autograd.grad(dx.square().sum(), (x, bias, cotangent), materialize_grads=True)
+    assert [name for name, _ in calls.seen] == ["bias_act_backward", "bias_act_backward_backward"]
+    assert not gradients[0].any()
+    assert not gradients[1].any()
+    assert gradients[2].any()
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_only_what_is_asked_for(activation):
     x, bias = inputs()

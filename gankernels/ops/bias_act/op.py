@@ -147,6 +147,8 @@ def _backward_backward_fake(
 def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, bias, *ctx.arguments = inputs
     ctx.bias_dtype = None if bias is None else bias.dtype
+    # A penalty on dx comes by here where y was saved, with no cotangent.
+    ctx.set_materialize_grads(False)
     match saved_for_backward(*ctx.arguments[:4]):
         case "x":
             ctx.save_for_backward(x, bias)
@@ -166,7 +168,9 @@ def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 
 def _formulas(ops: SimpleNamespace) -> Formulas:
-    def forward_vjp(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    def forward_vjp(ctx: Any, dy: Tensor | None) -> tuple[Tensor | None, ...]:
+        if dy is None:
+            return (None,) * 7
         with_dbias = ctx.needs_input_grad[1]
         dx, dbias = ops.bias_act_backward(dy, *ctx.saved_tensors, *ctx.arguments, with_dbias)
         return dx, dbias.to(ctx.bias_dtype) if with_dbias else None, *[None] * 5
