@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -157,5 +158,6 @@ def _best(entries: Sequence[Entry]) -> list[Entry]:
 
 
 def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
+    # Of a file, its name alone: rows are committed, and folders are the machine's own.
+    text = re.sub(r"(?<!\S)(?:/[^\s/]+)*/(?=[^\s/])", "", " ".join(str(error).split()))
     return f"{type(error).__name__}: {text}"[:200]

@@ -6,7 +6,18 @@ import json
 import pytest
 import torch
 
-from gankernels.bench import DOUBLE_BACKWARD, FORWARD, FORWARD_BACKWARD, STEP, Benchmark, Case, providers, run, runner
+from gankernels.bench import (
+    DOUBLE_BACKWARD,
+    FORWARD,
+    FORWARD_BACKWARD,
+    STEP,
+    Benchmark,
+    Case,
+    contest,
+    providers,
+    run,
+    runner,
+)
 from gankernels.bench.ceilings import Ceilings
 from gankernels.bench.declarations import ALL
 from gankernels.bench.problem import Problem
@@ -302,3 +313,8 @@ def test_files_that_cannot_be(rows, tmp_path):
         with pytest.raises(InputError, match=r"^file: got ") as caught:
             act()
         assert "\n" not in str(caught.value)
+
+
+def test_the_error_of_a_row_names_files_without_their_folders():
+    error = RuntimeError("g++ /tmp/some/folder/kernel.cpp -o /tmp/out.so failed:\n  1/2 done, and/or")
+    assert contest._one_line(error) == "RuntimeError: g++ kernel.cpp -o out.so failed: 1/2 done, and/or"
