@@ -1,14 +1,12 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+from torch import Tensor
 
-import torch
-from torch import Tensor, nn
-
+from gankernels.nn._resampled_conv2d import ResampledConv2d
 from gankernels.ops.conv2d_downsample import conv2d_downsample
 
 
-class DownsampleConv2d(nn.Conv2d):
+class DownsampleConv2d(ResampledConv2d):
     """:class:`torch.nn.Conv2d`, a 2x2 mean and an activation, on :func:`gankernels.ops.conv2d_downsample`.
 
     Parameters, their names, shapes and initial values are those of the convolution: a checkpoint of
@@ -30,25 +28,6 @@ class DownsampleConv2d(nn.Conv2d):
         >>> y = layer(torch.randn(8, 128, 32, 32))
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int = 3,
-        padding: int | Sequence[int] | None = None,
-        bias: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        *,
-        activation: str = "none",
-        slope: float = 0.2,
-    ) -> None:
-        zeros = (kernel_size - 1) // 2 if padding is None else padding
-        super().__init__(in_channels, out_channels, kernel_size, bias=bias, device=device, dtype=dtype)
-        self.padding = zeros  # type: ignore[assignment]
-        self.activation = activation
-        self.slope = slope
-
     def forward(self, input: Tensor, *, with_bias: bool = True) -> Tensor:
         """``act(avg_pool2d(conv2d(input), 2))`` of input [N, in_channels, H, W]; the caller may add bias itself."""
         return conv2d_downsample(
@@ -58,11 +37,4 @@ class DownsampleConv2d(nn.Conv2d):
             padding=self.padding,  # type: ignore[arg-type]
             activation=self.activation,
             slope=self.slope,
-        )
-
-    def extra_repr(self) -> str:
-        """The sizes, the padding and the activation."""
-        return (
-            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size[0]}, padding={self.padding}, "
-            f"bias={self.bias is not None}, activation={self.activation}"
         )
