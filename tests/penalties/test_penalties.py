@@ -1,4 +1,4 @@
-"""Penalties outside the class, in low precision, and in the loops that users have."""
+"""Penalties in low precision, and in the loops that users have."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import double_backprop as double
 import pytest
 import torch
 import torch.nn.functional as F
+from critics import conv, critic, pictures
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -21,108 +22,6 @@ from gankernels import InputError
 from gankernels.penalties import d_step
 from gankernels.penalties.recorder import record
 from gankernels.verification import errors
-
-
-def conv(c_in: int, c_out: int, size: int = 3, **arguments) -> nn.Conv2d:
-    return nn.Conv2d(c_in, c_out, size, padding=size // 2, **arguments)
-
-
-def critic(*middle: nn.Module, width: int = 8, after: int | None = None) -> nn.Sequential:
-    """A discriminator of 3x8x8 pictures with ``middle`` behind its second convolution."""
-    head = [nn.LeakyReLU(0.2), conv(after or width, 4), nn.Flatten(), nn.Linear(256, 1)]
-    return nn.Sequential(conv(3, width), nn.ReLU(True), conv(width, width), *middle, *head)
-
-
-def pictures(count: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
-    return torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
-
-
-class MinibatchStddev(nn.Module):
-    """Karras et al., arXiv 1710.10196, with groups of half the batch."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = x.reshape(2, -1, *x.shape[1:])
-        h = (h - h.mean(0)).square().mean(0).add(1e-8).sqrt().mean((1, 2, 3)).view(-1, 1, 1, 1)
-        return torch.cat([x, h.repeat(2, 1, *x.shape[2:])], 1)
-
-
-class Attention(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.qkv, self.gain = conv(8, 24, 1), nn.Parameter(torch.tensor(0.5))
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(x).flatten(2).transpose(1, 2).unsqueeze(1).chunk(3, -1)
-        return x + self.gain * F.scaled_dot_product_attention(q, k, v).squeeze(1).transpose(1, 2).reshape(x.shape)
-
-
-class SelfGated(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x * x.mean((2, 3), keepdim=True) / (1 + x.abs())
-
-
-OUTSIDE = {
-    "BatchNorm2d": lambda: nn.BatchNorm2d(8),
-    "InstanceNorm2d": lambda: nn.InstanceNorm2d(8, affine=True),
-    "GroupNorm": lambda: nn.GroupNorm(2, 8),
-    "LayerNorm": lambda: nn.LayerNorm([8, 8, 8]),
-    "MinibatchStddev": MinibatchStddev,
-    "Attention": Attention,
-    "SelfGated": SelfGated,
-    "SiLU": lambda: nn.SiLU(inplace=True),
-    "GELU": nn.GELU,
-    "Tanh": nn.Tanh,
-    "ELU": lambda: nn.ELU(inplace=True),
-    "LPPool2d": lambda: nn.LPPool2d(2, 1),
-    "BiasAct": lambda: gankernels.nn.BiasAct(8, activation="silu"),
-    "our BatchNorm2d": lambda: gankernels.nn.BatchNorm2d(8, activation="relu"),
-    "our InstanceNorm2d": lambda: gankernels.nn.InstanceNorm2d(8, affine=True, activation="lrelu"),
-}
-
-
-@pytest.mark.parametrize("name", OUTSIDE)
-def test_outside_the_class(name):
-    """Refused by name, and right by auto, with running statistics updated once."""
-    torch.manual_seed(1)
-    discriminator = critic(OUTSIDE[name](), after=9 if name == "MinibatchStddev" else None).double()
-    twin, another = copy.deepcopy(discriminator), copy.deepcopy(discriminator)
-    x = pictures(4)
-    exact = double.penalty(twin, x)
-
-    value = gankernels.gradient_penalty(discriminator, x)
-    torch.testing.assert_close(value, exact)
-    assert double.relative_error(double.gradient(value, discriminator), double.gradient(exact, twin)) <= 1e-12
-    for got, want in zip(discriminator.buffers(), twin.buffers(), strict=True):
-        torch.testing.assert_close(got, want)
-
-    with pytest.raises(InputError, match=rf"3 \({name.removeprefix('our ')}\)"):
-        gankernels.gradient_penalty(another, x, method="fused")
-
-
-@pytest.mark.parametrize("name", ["BatchNorm2d", "MinibatchStddev", "SiLU", "Attention"])
-@pytest.mark.parametrize("penalty", ["r1+r2", "wgan-gp"])
-def test_step_outside_the_class(name, penalty):
-    torch.manual_seed(1)
-    discriminator = critic(OUTSIDE[name](), after=9 if name == "MinibatchStddev" else None).double()
-    twins = copy.deepcopy(discriminator), copy.deepcopy(discriminator)
-    real, fake = pictures(4), pictures(4, seed=1)
-    if penalty == "wgan-gp":
-        # apart: each of the three is a batch of its own
-        alpha = torch.rand(4, 1, 1, 1, generator=torch.Generator().manual_seed(5), dtype=real.dtype)
-        value = double.LOSSES["ragan"](twins[0](real), twins[0](fake))
-        total = double.penalty(twins[0], fake + alpha * (real - fake), kind="wgan-gp")
-    else:
-        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-            value, total = double.step(twins[0], real, fake, loss="ragan", penalty=penalty, weight=3.0)
-    want = double.gradient(value + 3 * total, twins[0])
-    for method, module in (("auto", discriminator), ("double_backward", twins[1])):
-        rng = torch.Generator().manual_seed(5)
-        scalars = d_step(
-            module, real, fake, loss="ragan", penalty=penalty, weight=3.0, method=method, generator=rng,
-            joint=penalty != "wgan-gp",
-        )  # fmt: skip
-        torch.testing.assert_close(torch.stack(scalars[:2]), torch.stack([value, total]))
-        assert double.relative_error(double.accumulated(module), want) <= 1e-12
 
 
 class Patches(nn.Module):
