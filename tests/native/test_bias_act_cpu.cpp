@@ -1,10 +1,9 @@
 // The CPU kernels of bias_act, one instruction set a run. Usage: test_bias_act_cpu baseline|wide|avx2|avx512
 #include <algorithm>
-#include <cstdlib>
 
 #include "../../csrc/cpu/bias_act.h"
-#include "../../csrc/cpu/isa.h"
 #include "bias_act_checks.h"
+#include "cpu_builds.h"
 
 namespace gankernels::bias_act::cpu::wide {
 extern const Table table;
@@ -13,8 +12,6 @@ extern const Table table;
 namespace {
 
 namespace cpu = bias_act::cpu;
-
-constexpr int kSkipped = 77;
 
 // Calls work(begin, end) for ranges that make up [0, size): one, or one, two, three, ... from the end.
 template <class Work>
@@ -72,13 +69,7 @@ void check_all(const Cpu& device) {
   check_special_values<T>(device);
 }
 
-struct Build {
-  const char* name;
-  const cpu::Table* table;
-  gankernels::cpu::Isa needs;
-};
-
-const Build kBuilds[] = {
+const Build<cpu::Table> kBuilds[] = {
     {"baseline", &cpu::baseline::table, gankernels::cpu::Isa::kBaseline},
 #if defined(GANKERNELS_X86)
     {"wide", &cpu::wide::table, gankernels::cpu::Isa::kAvx2},
@@ -92,22 +83,11 @@ const Build kBuilds[] = {
 }  // namespace
 
 int main(int count, char** arguments) {
-  unsetenv("GANKERNELS_CPU_ISA");  // the processor alone decides what runs
-  const std::string name = count == 2 ? arguments[1] : "";
-  for (const Build& build : kBuilds) {
-    if (name != build.name) continue;
-    if (gankernels::cpu::isa() < build.needs) {
-      std::printf("skipped: this processor has no %s\n", gankernels::cpu::name(build.needs));
-      return kSkipped;
-    }
-    const Cpu device(*build.table);
+  return check_build(count, arguments, kBuilds, [](const auto& table) {
+    const Cpu device(table);
     check_all<float>(device);
     check_all<double>(device);
     check_all<__nv_bfloat16>(device);
     check_all<__half>(device);
-    std::printf("%s: %d failures\n", build.name, failures);
-    return failures ? 1 : 0;
-  }
-  std::fprintf(stderr, "usage: %s baseline|wide|avx2|avx512\n", arguments[0]);
-  return 2;
+  });
 }

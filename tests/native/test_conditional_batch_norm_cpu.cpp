@@ -2,12 +2,11 @@
 // Usage: test_conditional_batch_norm_cpu baseline|wide|avx2|avx512
 #include <algorithm>
 #include <array>
-#include <cstdlib>
 #include <string>
 
 #include "../../csrc/cpu/conditional_batch_norm.h"
-#include "../../csrc/cpu/isa.h"
 #include "conditional_batch_norm_checks.h"
+#include "cpu_builds.h"
 
 namespace gankernels::conditional_batch_norm::cpu::wide {
 extern const Table table;
@@ -16,8 +15,6 @@ extern const Table table;
 namespace {
 
 namespace cpu = cbn::cpu;
-
-constexpr int kSkipped = 77;
 
 // Calls work(begin, end) for ranges that make up [0, size).
 template <class Work>
@@ -224,13 +221,7 @@ void check_all(const Cpu& device) {
   if constexpr (sizeof(T) == 2) check_conversions<T>(device);
 }
 
-struct Build {
-  const char* name;
-  const cpu::Table* table;
-  gankernels::cpu::Isa needs;
-};
-
-const Build kBuilds[] = {
+const Build<cpu::Table> kBuilds[] = {
     {"baseline", &cpu::baseline::table, gankernels::cpu::Isa::kBaseline},
 #if defined(GANKERNELS_X86)
     {"wide", &cpu::wide::table, gankernels::cpu::Isa::kAvx2},
@@ -244,22 +235,11 @@ const Build kBuilds[] = {
 }  // namespace
 
 int main(int count, char** arguments) {
-  unsetenv("GANKERNELS_CPU_ISA");  // the processor alone decides what runs
-  const std::string name = count == 2 ? arguments[1] : "";
-  for (const Build& build : kBuilds) {
-    if (name != build.name) continue;
-    if (gankernels::cpu::isa() < build.needs) {
-      std::printf("skipped: this processor has no %s\n", gankernels::cpu::name(build.needs));
-      return kSkipped;
-    }
-    const Cpu device(*build.table);
+  return check_build(count, arguments, kBuilds, [](const auto& table) {
+    const Cpu device(table);
     check_all<float>(device);
     check_all<double>(device);
     check_all<__nv_bfloat16>(device);
     check_all<__half>(device);
-    std::printf("%s: %d failures\n", build.name, failures);
-    return failures ? 1 : 0;
-  }
-  std::fprintf(stderr, "usage: %s baseline|wide|avx2|avx512\n", arguments[0]);
-  return 2;
+  });
 }

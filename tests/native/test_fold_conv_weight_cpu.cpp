@@ -1,9 +1,8 @@
 // The CPU kernel of fold_conv_weight, one instruction set a run. Usage: test_fold_conv_weight_cpu
 // baseline|wide|avx2|avx512
-#include <cstdlib>
 
 #include "../../csrc/cpu/fold_conv_weight.h"
-#include "../../csrc/cpu/isa.h"
+#include "cpu_builds.h"
 #include "fold_conv_weight_checks.h"
 
 namespace gankernels::fold_conv_weight::cpu::wide {
@@ -13,8 +12,6 @@ extern const Table table;
 namespace {
 
 namespace cpu = fold_conv_weight::cpu;
-
-constexpr int kSkipped = 77;
 
 struct Cpu {
   const cpu::Table& table;
@@ -28,13 +25,7 @@ struct Cpu {
   }
 };
 
-struct Build {
-  const char* name;
-  const cpu::Table* table;
-  gankernels::cpu::Isa needs;
-};
-
-const Build kBuilds[] = {
+const Build<cpu::Table> kBuilds[] = {
     {"baseline", &cpu::baseline::table, gankernels::cpu::Isa::kBaseline},
 #if defined(GANKERNELS_X86)
     {"wide", &cpu::wide::table, gankernels::cpu::Isa::kAvx2},
@@ -48,22 +39,11 @@ const Build kBuilds[] = {
 }  // namespace
 
 int main(int count, char** arguments) {
-  unsetenv("GANKERNELS_CPU_ISA");  // the processor alone decides what runs
-  const std::string name = count == 2 ? arguments[1] : "";
-  for (const Build& build : kBuilds) {
-    if (name != build.name) continue;
-    if (gankernels::cpu::isa() < build.needs) {
-      std::printf("skipped: this processor has no %s\n", gankernels::cpu::name(build.needs));
-      return kSkipped;
-    }
-    const Cpu device{*build.table};
+  return check_build(count, arguments, kBuilds, [](const auto& table) {
+    const Cpu device{table};
     check_all<float>(device);
     check_all<double>(device);
     check_all<__nv_bfloat16>(device);
     check_all<__half>(device);
-    std::printf("%s: %d failures\n", build.name, failures);
-    return failures ? 1 : 0;
-  }
-  std::fprintf(stderr, "usage: %s baseline|wide|avx2|avx512\n", arguments[0]);
-  return 2;
+  });
 }
