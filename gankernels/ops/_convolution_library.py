@@ -86,6 +86,8 @@ def convolution_input_gradient(dy: Tensor, weight: Tensor, x_size: Sequence[int]
     with run.exact:
         if geometry[3] and run.by_product("small", x_size, weight.shape, geometry):
             dx = gemm.small(*operands, None, x_size, *geometry[:3])
+        elif not geometry[3] and run.by_product("big", dy.shape, weight.shape, geometry):
+            dx = gemm.big(*operands)
         else:
             dx, _, _ = _aten.convolution_backward(
                 operands[0], run.unread(x_size, operands[0]), operands[1], None, *geometry, mask
@@ -131,9 +133,10 @@ class _Run:
         self, what: str, small_size: Sequence[int], weight_size: Sequence[int], geometry: Sequence[Any]
     ) -> bool:
         """Whether :mod:`gankernels.ops._convolution_gemm` is the way."""
+        if self._like.device.type != "cpu" or geometry[-1] != 1:
+            return False
         pixels = math.prod(small_size) // small_size[1]
-        device = self._like.device.type
-        return gemm.is_faster(what, device, geometry[-1], weight_size, pixels, geometry[0], self.channels_last)
+        return gemm.is_faster(what, weight_size, pixels, *geometry[:2], self.channels_last)
 
     @property
     def channels_last(self) -> bool:

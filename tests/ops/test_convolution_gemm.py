@@ -16,8 +16,10 @@ def always(monkeypatch):
     """Every call goes this way that can. Returns what went."""
     calls = []
 
-    def rule(what, *rest):
-        goes = what == "weight" or rest[-1]
+    def rule(what, weight_size, pixels, stride, padding, channels_last):
+        goes = what == "weight" or channels_last
+        if what == "big":
+            goes = goes and gemm.is_pointwise(weight_size, stride, padding)
         calls.extend([what] * goes)
         return goes
 
@@ -74,6 +76,31 @@ def test_error_at_most_twice_eager(dtype, always):
     assert (why := verification.beyond_twice_eager(run(conv2d, tensors), exact, eager)) is None, why
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_pointwise(layout, always):
+    for ours, plain, size, shape in (
+        (conv2d, plain_conv2d, (2, 3, 5, 4), (6, 3, 1, 1)),
+        (conv_transpose2d, plain_conv_transpose2d, (2, 3, 5, 4), (3, 6, 1, 1)),
+    ):
+        tensors = inputs(size, shape, 6, layout=layout)
+        always.clear()
+        got = two_orders(lambda *t, f=ours: f(*t, impl="library"), tensors)
+        assert ("big" in always) == (ours is conv2d and layout == "channels_last")
+        assert_equal(got, two_orders(lambda *t, f=plain: f(*t), tensors))
+
+
+@pytest.mark.parametrize("block_bytes", [1, 4000, 30000])
+def test_weight_gradient_in_blocks(block_bytes, always, monkeypatch):
+    """Of single rows, of some of a sample's, of some samples: sizes that the blocks do not divide."""
+    monkeypatch.setattr(gemm, "_BLOCK_BYTES", block_bytes)
+    for layout in LAYOUTS:
+        tensors = inputs((5, 4, 11, 9), (4, 4, 3, 2), 4, layout=layout)
+        options = {"stride": (2, 1), "padding": (1, 2), "dilation": (1, 2)}
+        got = two_orders(lambda *t: conv2d(*t, **options, impl="library"), tensors)
+        assert "weight" in always
+        assert_equal(got, two_orders(lambda *t: plain_conv2d(*t, **options), tensors))
+
+
 @pytest.mark.parametrize(
     ("what", "weight_size", "pixels", "stride", "channels_last", "faster"),
     [
@@ -81,18 +108,37 @@ def test_error_at_most_twice_eager(dtype, always):
         ("weight", (1536, 768, 4, 4), 1024, 2, False, True),
         ("weight", (512, 512, 4, 4), 1024, 2, True, True),
         ("weight", (512, 512, 4, 4), 1024, 2, False, False),
-        ("weight", (768, 384, 4, 4), 4096, 2, True, False),
-        ("weight", (256, 256, 4, 4), 64, 2, True, False),
+        ("weight", (192, 192, 4, 4), 4096, 2, True, False),
         ("small", (1536, 1536, 4, 4), 256, 2, True, True),
         ("small", (1536, 1536, 4, 4), 1024, 2, True, False),
         ("small", (1536, 1536, 4, 4), 256, 2, False, False),
         ("small", (1536, 1536, 3, 3), 256, 1, True, False),
+        ("big", (64, 3, 1, 1), 256, 1, True, True),
+        ("big", (64, 64, 1, 1), 256, 1, False, False),
+        ("big", (64, 64, 1, 1), 256, 2, True, False),
+        ("big", (64, 64, 3, 3), 256, 1, True, False),
     ],
 )
 def test_rule(what, weight_size, pixels, stride, channels_last, faster):
-    def rule(device="cpu", groups=1):
-        return gemm.is_faster(what, device, groups, weight_size, pixels, (stride, stride), channels_last)
+    assert gemm.is_faster(what, weight_size, pixels, (stride, stride), (0, 0), channels_last) is faster
 
-    assert rule() is faster
-    assert not rule(device="cuda")
-    assert not rule(groups=2)
+
+@pytest.mark.parametrize("slow", [True, False])
+def test_rule_where_the_weight_gradient_is_slow(slow, monkeypatch):
+    monkeypatch.setattr(gemm, "_HAS_SLOW_WEIGHT_GRADIENT", slow)
+
+    def rule(*weight_size, pixels=4096, padding=1, channels_last=True):
+        return gemm.is_faster("weight", weight_size, pixels, (1, 1), (padding, padding), channels_last)
+
+    assert rule(256, 256, 3, 3) is slow
+    assert rule(192, 96, 1, 1, padding=0) is slow
+    assert not rule(192, 96, 1, 1, padding=1)
+    assert not rule(256, 3, 3, 3)
+    assert not rule(256, 256, 3, 3, pixels=16)
+    assert not rule(256, 256, 3, 3, channels_last=False)
+
+
+def test_for_dense_convolutions_of_a_cpu_alone(always):
+    tensors = inputs((2, 4, 5, 5), (4, 2, 3, 3), 4, layout="channels_last")
+    two_orders(lambda *t: conv2d(*t, groups=2, impl="library"), tensors)
+    assert not always
