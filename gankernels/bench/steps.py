@@ -200,8 +200,8 @@ _SNGAN = (
     make_case("sngan-32, the demo's widths", "sngan-32", 64, quick=True, channels=1, **_DEMO),
     make_case("sngan-32", "sngan-32", 64),
 )
-_BIGGAN = make_case("biggan-32", "biggan-32", 64)
-_DCGAN = make_case("dcgan-64", "dcgan-64", 64, loss="non-saturating")
+_BIGGAN = (make_case("biggan-32", "biggan-32", 64), make_case("biggan-128", "biggan-128", 4))
+_DCGAN = make_case("dcgan-64", "dcgan-64", 128, loss="non-saturating")
 _WGAN_GP = make_case("wgan-gp-64", "wgan-gp-64", 16, loss="wasserstein")
 _R3GAN = (
     make_case("r3gan-32, ch 96", "r3gan-32", 16, loss="rpgan", quick=True, ch=96),
@@ -210,9 +210,9 @@ _R3GAN = (
 
 #: The kinds of step, and the networks that take them in training. One more is a line more.
 CASES: dict[Step, tuple[Case, ...]] = {
-    Step("d_step", "discriminator", _d): (*_SNGAN, _BIGGAN, _DCGAN),
-    Step("g_step", "generator", _g): (*_SNGAN, _BIGGAN, _DCGAN, _WGAN_GP, _R3GAN[1]),
-    Step("d_step_r1", "discriminator", _r1, _r1_by_the_engine): (*_SNGAN, _BIGGAN),
+    Step("d_step", "discriminator", _d): (*_SNGAN, *_BIGGAN, _DCGAN),
+    Step("g_step", "generator", _g): (*_SNGAN, *_BIGGAN, _DCGAN, _WGAN_GP, _R3GAN[1]),
+    Step("d_step_r1", "discriminator", _r1, _r1_by_the_engine): (*_SNGAN, _BIGGAN[0]),
     Step("d_step_wgan_gp", "discriminator", _wgan_gp, _wgan_gp_by_the_engine): (_SNGAN[0], _WGAN_GP),
     Step("d_step_r3gan", "discriminator", _r3gan, _r3gan_by_the_engine): _R3GAN,
 }

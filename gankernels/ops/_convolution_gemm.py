@@ -16,7 +16,7 @@ from torch import Tensor
 #: Columns that are in memory at a time.
 _BLOCK_BYTES = 8 << 20
 
-#: Where oneDNN's weight gradient in channels_last was measured to be slow. AVX-512 has kernels of its own: not measured.
+#: Where oneDNN's weight gradient in channels_last was measured to be slow. For AVX-512 it has others, not measured.
 _HAS_SLOW_WEIGHT_GRADIENT = "AVX512" not in torch.backends.cpu.get_cpu_capability()
 
 

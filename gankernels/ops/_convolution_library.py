@@ -136,7 +136,7 @@ class _Run:
         if self._like.device.type != "cpu" or geometry[-1] != 1:
             return False
         pixels = math.prod(small_size) // small_size[1]
-        return gemm.is_faster(what, weight_size, pixels, *geometry[:2], self.channels_last)
+        return gemm.is_faster(what, weight_size, pixels, geometry[0], geometry[1], self.channels_last)
 
     @property
     def channels_last(self) -> bool:
@@ -172,3 +172,9 @@ def _laid_out(t: Tensor, dtype: torch.dtype, channels_last: bool) -> Tensor:
         return t.new_empty_strided(t.shape, strides, dtype=dtype).copy_(t)
     # The strides of a dimension of one element vote on the layout too.
     return t if t.stride() == strides else t.as_strided(t.shape, strides)
+
+
+#: As what csrc/torch/convolution.cpp calls them.
+planned_convolution = convolution
+planned_convolution_input_gradient = convolution_input_gradient
+planned_convolution_weight_gradient = convolution_weight_gradient

@@ -6,13 +6,24 @@ import pytest
 import torch
 from convolutions import LAYOUTS, assert_equal, inputs, plain_conv2d, plain_conv_transpose2d, two_orders
 
-from gankernels import verification
+from gankernels import _native, verification
 from gankernels.ops import _convolution_gemm as gemm
 from gankernels.ops import conv2d, conv_transpose2d
 
 
 @pytest.fixture
-def always(monkeypatch):
+def planned():
+    """No call is too small for the plan."""
+    if _native.extension is None:
+        yield
+        return
+    few = _native.extension.few_products(-1)
+    yield
+    _native.extension.few_products(few)
+
+
+@pytest.fixture
+def always(monkeypatch, planned):
     """Every call goes this way that can. Returns what went."""
     calls = []
 
@@ -25,6 +36,17 @@ def always(monkeypatch):
 
     monkeypatch.setattr(gemm, "is_faster", rule)
     return calls
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_planned_calls_of_the_library(layout, planned):
+    for ours, plain, size in (
+        (conv2d, plain_conv2d, (2, 3, 8, 9)),
+        (conv_transpose2d, plain_conv_transpose2d, (2, 4, 5, 4)),
+    ):
+        tensors = inputs(size, (4, 3, 3, 2), 7 - size[1], layout=layout)
+        got = two_orders(lambda *t, f=ours: f(*t, stride=2, padding=1, impl="library"), tensors)
+        assert_equal(got, two_orders(lambda *t, f=plain: f(*t, stride=2, padding=1), tensors))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -93,9 +115,9 @@ def test_pointwise(layout, always):
 def test_weight_gradient_in_blocks(block_bytes, always, monkeypatch):
     """Of single rows, of some of a sample's, of some samples: sizes that the blocks do not divide."""
     monkeypatch.setattr(gemm, "_BLOCK_BYTES", block_bytes)
+    options = {"stride": (2, 1), "padding": (1, 2), "dilation": (1, 2)}
     for layout in LAYOUTS:
         tensors = inputs((5, 4, 11, 9), (4, 4, 3, 2), 4, layout=layout)
-        options = {"stride": (2, 1), "padding": (1, 2), "dilation": (1, 2)}
         got = two_orders(lambda *t: conv2d(*t, **options, impl="library"), tensors)
         assert "weight" in always
         assert_equal(got, two_orders(lambda *t: plain_conv2d(*t, **options), tensors))
