@@ -30,18 +30,26 @@ Tensor laid_out(const Tensor& t, bool channels_last) {
   return at::empty_strided(t.sizes(), strides, t.options()).copy_(t);
 }
 
-// Whether a call is ATen's as it stands, and the layout of its result. `products` as for a dense convolution: those of
-// the weight for each pixel of `small`, the picture that has a pixel for each position of the kernel.
+// The picture that has a pixel for each position of the kernel: a convolution's output, a transposed one's input.
+struct Small {
+  int64_t samples, pixels;  // of all samples
+
+  explicit Small(at::IntArrayRef size) : samples(size[0]), pixels(size[0] * size[2] * size[3]) {}
+};
+
+// Whether a call is ATen's as it stands, and the layout of its result.
 struct Call {
   bool direct, channels_last;
 
-  Call(const Tensor& a, const Tensor& b, int64_t products, int64_t groups)
+  Call(const Tensor& a, const Tensor& b, const Small& small, int64_t weights, int64_t groups)
       : channels_last(prefers_channels_last(a) || prefers_channels_last(b)) {
     const bool full = a.scalar_type() == at::kFloat || a.scalar_type() == at::kDouble;
-    direct = a.numel() > 0 && b.numel() > 0 &&
-             (a.is_cpu() ? full && (groups > 1 || products <= few_products) : full || channels_last || groups > 1) &&
-             a.strides() == at::IntArrayRef(strides_of(a.sizes(), channels_last)) &&
-             b.strides() == at::IntArrayRef(strides_of(b.sizes(), channels_last));
+    const int64_t few = few_products / (small.pixels == small.samples ? 16 : 1);
+    direct =
+        a.numel() > 0 && b.numel() > 0 &&
+        (a.is_cpu() ? full && (groups > 1 || small.pixels * weights <= few) : full || channels_last || groups > 1) &&
+        a.strides() == at::IntArrayRef(strides_of(a.sizes(), channels_last)) &&
+        b.strides() == at::IntArrayRef(strides_of(b.sizes(), channels_last));
   }
 };
 
@@ -59,10 +67,6 @@ Tensor unread(at::IntArrayRef size, const Tensor& a, const Tensor& b, bool chann
   return at::empty_strided(size, strides, a.options());
 }
 
-int64_t pixels(at::IntArrayRef size) {
-  return size[0] * size[2] * size[3];
-}
-
 template <class Signature>
 auto planned(const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
@@ -70,10 +74,9 @@ auto planned(const char* name) {
 
 Tensor convolution(const Tensor& x, const Tensor& weight, const Optional& bias, GANKERNELS_GEOMETRY) {
   static const auto plan = planned<Convolution>("gankernels_library::planned_convolution");
-  int64_t small = pixels(x.sizes());
-  if (!transposed)
-    for (int d : {0, 1}) small /= stride[d];
-  const Call call(x, weight, small * weight.numel(), groups);
+  Small small(x.sizes());
+  if (!transposed) small.pixels = std::max(small.samples, small.pixels / (stride[0] * stride[1]));
+  const Call call(x, weight, small, weight.numel(), groups);
   if (!call.direct) return plan.call(x, weight, bias, stride, padding, dilation, transposed, output_padding, groups);
   const Exactly exactly;
   return laid_out(at::convolution(x, weight, bias, stride, padding, dilation, transposed, output_padding, groups),
@@ -83,7 +86,7 @@ Tensor convolution(const Tensor& x, const Tensor& weight, const Optional& bias, 
 Tensor input_gradient(const Tensor& dy, const Tensor& weight, c10::SymIntArrayRef x_symbols, GANKERNELS_GEOMETRY) {
   static const auto plan = planned<InputGradient>("gankernels_library::planned_convolution_input_gradient");
   const auto x_size = C10_AS_INTARRAYREF_SLOW(x_symbols);
-  const Call call(dy, weight, pixels(transposed ? x_size : dy.sizes()) * weight.numel(), groups);
+  const Call call(dy, weight, Small(transposed ? x_size : dy.sizes()), weight.numel(), groups);
   if (!call.direct)
     return plan.call(dy, weight, x_symbols, stride, padding, dilation, transposed, output_padding, groups);
   const Exactly exactly;
@@ -98,8 +101,8 @@ std::tuple<Tensor, Tensor> weight_gradient(const Tensor& dy, const Tensor& x, c1
                                            bool with_bias, GANKERNELS_GEOMETRY) {
   static const auto plan = planned<WeightGradient>("gankernels_library::planned_convolution_weight_gradient");
   const auto weight_size = C10_AS_INTARRAYREF_SLOW(weight_symbols);
-  const int64_t products = pixels((transposed ? x : dy).sizes()) * c10::multiply_integers(weight_size);
-  const Call call(dy, x, products, groups);
+  const Small small((transposed ? x : dy).sizes());
+  const Call call(dy, x, small, c10::multiply_integers(weight_size), groups);
   if (!call.direct)
     return plan.call(dy, x, weight_symbols, with_bias, stride, padding, dilation, transposed, output_padding, groups);
   const Exactly exactly;

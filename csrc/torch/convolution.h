@@ -16,7 +16,7 @@ using Optional = std::optional<Tensor>;
 inline std::atomic<bool> weight_gradients_wanted = true;
 
 // Products up to which a dense call on a CPU goes to ATen unasked: it takes a fraction of a millisecond, and the plan a
-// tenth of one.
+// tenth of one. Where a picture is one pixel the plan has more to offer, and is asked from a sixteenth of that on.
 inline std::atomic<int64_t> few_products = 1 << 25;
 
 struct Geometry {

@@ -23,36 +23,48 @@ _HAS_SLOW_WEIGHT_GRADIENT = "AVX512" not in torch.backends.cpu.get_cpu_capabilit
 def is_faster(
     what: str,
     weight_size: Sequence[int],
-    pixels: int,
+    small_size: Sequence[int],
+    big_size: Sequence[int],
     stride: Sequence[int],
     padding: Sequence[int],
     channels_last: bool,
 ) -> bool:
     """The rule, from measurements that ``docs/ops/conv2d.md`` names.
 
-    A product's own cost is a copy of the pixels, once for each tap: it pays with many channels, and a kernel of one
-    pixel has none. With a large weight oneDNN takes time for every number of it, whatever the batch, and without
-    AVX-512 its weight gradient is slow in channels_last.
+    A product's own cost is a copy of the pixels, once for each tap: it pays with many channels, and where a picture or
+    the kernel is a single pixel there is none. With a large weight oneDNN takes time for every number of it, whatever
+    the batch, and without AVX-512 its weight gradient is slow in channels_last.
 
     Args:
         what: ``"small"``, ``"big"`` or ``"weight"``: the result.
         weight_size: [C, C', KH, KW], with C the channels of ``small`` and C' those of ``big``.
-        pixels: of ``small``, over the batch.
+        small_size: [N, C, H, W].
+        big_size: [N, C', H', W'].
         stride: of the kernel on ``big``.
         padding: of ``big``.
         channels_last: the operands' layout.
     """
+    if is_single(weight_size, small_size, big_size, padding):
+        return True
     channels, numbers = weight_size[0], math.prod(weight_size)
-    one_pixel = is_pointwise(weight_size, stride, padding)
+    pixels = small_size[0] * small_size[2] * small_size[3]
+    pointwise = is_pointwise(weight_size, stride, padding)
     if what == "big":
-        return channels_last and one_pixel
+        return channels_last and pointwise
     if what == "small":
         return channels_last and min(stride) > 1 and numbers >= 1 << 22 and 4 * pixels <= channels
     if numbers >= 1 << (22 if channels_last else 23) and pixels <= 2 * channels:
         return True
     if not (_HAS_SLOW_WEIGHT_GRADIENT and channels_last):
         return False
-    return channels >= (192 if one_pixel else 256) and weight_size[1] >= 32 and pixels >= 64
+    return channels >= (192 if pointwise else 256) and weight_size[1] >= 32 and pixels >= 64
+
+
+def is_single(
+    weight_size: Sequence[int], small_size: Sequence[int], big_size: Sequence[int], padding: Sequence[int]
+) -> bool:
+    """Whether ``small`` is one pixel and the kernel lies on ``big`` once: a linear layer."""
+    return small_size[2] == small_size[3] == 1 and tuple(big_size[2:]) == tuple(weight_size[2:]) and not any(padding)
 
 
 def is_pointwise(weight_size: Sequence[int], stride: Sequence[int], padding: Sequence[int]) -> bool:
@@ -68,25 +80,35 @@ def small(
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
+    *,
+    channels_last: bool,
 ) -> Tensor:
     """bias[c] + sum over c', k, l of weight[c, c', k, l] big[n, c', s i + d k - p, s j + d l - p], [N, C, H, W].
 
-    big and weight are channels_last, and so is the result. Memory: ``big`` padded, and once for each tap.
+    The result is channels_last. ``channels_last`` says it of big and weight. Memory: ``big`` padded, and once for each
+    tap, but for :func:`is_single`.
     """
     n, channels, height, width = size
-    columns = _columns(_padded(big, padding), (height, width), weight.shape[2:], stride, dilation, channels_last=True)
-    matrix = weight.permute(2, 3, 1, 0).reshape(-1, channels)
+    columns = _columns(_padded(big, padding), (height, width), weight.shape[2:], stride, dilation, channels_last)
+    matrix = _matrix(weight, channels_last).t()
     y = columns @ matrix if bias is None else torch.addmm(bias, columns, matrix)
     return y.view(n, height, width, channels).permute(0, 3, 1, 2)
 
 
-def big(small: Tensor, weight: Tensor) -> Tensor:
-    """The sum over c of weight[c, c'] small[n, c, i, j], [N, C', H, W], for a pointwise weight [C, C', 1, 1].
+def big(small: Tensor, weight: Tensor, bias: Tensor | None, *, channels_last: bool) -> Tensor:
+    """bias[c'] + the sum over c of weight[c, c', k, l] small[n, c, i, j], [N, C', H KH, W KW].
 
-    small is channels_last, and so is the result.
+    For :func:`is_single`, and in channels_last for :func:`is_pointwise`. ``channels_last`` is the layout of the
+    operands and of the result.
     """
-    pixels = small.permute(0, 2, 3, 1)
-    return (pixels @ weight.flatten(1)).permute(0, 3, 1, 2)
+    n, _, height, width = small.shape
+    _, channels, rows, columns = weight.shape
+    y = small.permute(0, 2, 3, 1).reshape(-1, small.shape[1]) @ _matrix(weight, channels_last)
+    if channels_last:
+        y = y.view(n, height * rows, width * columns, channels).permute(0, 3, 1, 2)
+    else:
+        y = y.view(n, channels, rows, columns)
+    return y if bias is None else y.add_(bias[:, None, None])
 
 
 def weight_gradient(
@@ -130,6 +152,11 @@ def _blocks(size: Sequence[int], pixel_bytes: int) -> Iterator[tuple[slice, slic
     for sample in range(n):
         for first in range(0, height, rows):
             yield slice(sample, sample + 1), slice(first, first + rows)
+
+
+def _matrix(weight: Tensor, channels_last: bool) -> Tensor:
+    """[C, KH KW C'] or [C, C' KH KW]: the weight as its memory has it."""
+    return (weight.permute(0, 2, 3, 1) if channels_last else weight).reshape(weight.shape[0], -1)
 
 
 def _padded(big: Tensor, padding: Sequence[int]) -> Tensor:

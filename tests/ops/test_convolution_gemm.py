@@ -27,10 +27,11 @@ def always(monkeypatch, planned):
     """Every call goes this way that can. Returns what went."""
     calls = []
 
-    def rule(what, weight_size, pixels, stride, padding, channels_last):
+    def rule(what, weight_size, small_size, big_size, stride, padding, channels_last):
         goes = what == "weight" or channels_last
         if what == "big":
             goes = goes and gemm.is_pointwise(weight_size, stride, padding)
+        goes = goes or gemm.is_single(weight_size, small_size, big_size, padding)
         calls.extend([what] * goes)
         return goes
 
@@ -107,8 +108,23 @@ def test_pointwise(layout, always):
         tensors = inputs(size, shape, 6, layout=layout)
         always.clear()
         got = two_orders(lambda *t, f=ours: f(*t, impl="library"), tensors)
-        assert ("big" in always) == (ours is conv2d and layout == "channels_last")
+        assert ("big" in always) == (layout == "channels_last")
         assert_equal(got, two_orders(lambda *t, f=plain: f(*t), tensors))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_single(layout, planned, monkeypatch):
+    """A picture of one pixel, by the rule itself: the first layer of a generator, the last of a discriminator."""
+    rule, answers = gemm.is_faster, []
+    monkeypatch.setattr(gemm, "is_faster", lambda *sizes: answers.append(rule(*sizes)) or answers[-1])
+    for ours, plain, size, shape in (
+        (conv2d, plain_conv2d, (5, 3, 4, 2), (6, 3, 4, 2)),
+        (conv_transpose2d, plain_conv_transpose2d, (5, 3, 1, 1), (3, 6, 4, 2)),
+    ):
+        tensors = inputs(size, shape, 6, layout=layout)
+        got = two_orders(lambda *t, f=ours: f(*t, stride=3, impl="library"), tensors)
+        assert_equal(got, two_orders(lambda *t, f=plain: f(*t, stride=3), tensors))
+    assert answers == [True] * len(answers) != []
 
 
 @pytest.mark.parametrize("block_bytes", [1, 4000, 30000])
@@ -142,7 +158,8 @@ def test_weight_gradient_in_blocks(block_bytes, always, monkeypatch):
     ],
 )
 def test_rule(what, weight_size, pixels, stride, channels_last, faster):
-    assert gemm.is_faster(what, weight_size, pixels, (stride, stride), (0, 0), channels_last) is faster
+    sizes = (pixels, weight_size[0], 1, 1), (pixels, weight_size[1], 9, 9)
+    assert gemm.is_faster(what, weight_size, *sizes, (stride, stride), (0, 0), channels_last) is faster
 
 
 @pytest.mark.parametrize("slow", [True, False])
@@ -150,7 +167,8 @@ def test_rule_where_the_weight_gradient_is_slow(slow, monkeypatch):
     monkeypatch.setattr(gemm, "_HAS_SLOW_WEIGHT_GRADIENT", slow)
 
     def rule(*weight_size, pixels=4096, padding=1, channels_last=True):
-        return gemm.is_faster("weight", weight_size, pixels, (1, 1), (padding, padding), channels_last)
+        sizes = (1, weight_size[0], pixels, 1), (1, weight_size[1], pixels, 1)
+        return gemm.is_faster("weight", weight_size, *sizes, (1, 1), (padding, padding), channels_last)
 
     assert rule(256, 256, 3, 3) is slow
     assert rule(192, 96, 1, 1, padding=0) is slow
