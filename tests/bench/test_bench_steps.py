@@ -333,7 +333,8 @@ def test_flops_are_those_of_the_convolutions():
 
 def test_declared_steps():
     shapes = {declared.op: {case.position: case.shape for case in declared.cases} for declared in steps.STEPS}
-    assert list(shapes) == ["d_step", "g_step", "d_step_r1", "d_step_wgan_gp", "d_step_r3gan", "penalty_step"]
+    of_presets = ["d_step", "g_step", "d_step_r1", "d_step_wgan_gp", "d_step_r3gan"]
+    assert list(shapes) == [*of_presets, "penalty_step", "up_block", "down_block", "dcgan_block"]
     assert shapes["d_step"]["sngan-32"] == (64, 3, 32, 32), "the paper's widths"
     assert shapes["d_step"]["dcgan-64"] == (64, 3, 64, 64)
     assert shapes["d_step_wgan_gp"]["wgan-gp-64"] == (16, 3, 64, 64)
