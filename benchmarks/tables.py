@@ -104,7 +104,7 @@ def _op_line(row: Row, group: Group) -> list[str]:
 
 
 def _against_eager(row: Row, group: Group, column: str) -> str:
-    """MiB of ours, of eager PyTorch in the same dtype, and their ratio: what a call takes, or keeps for its backward."""
+    """MiB that a call takes, or keeps for its backward: ours, eager PyTorch's in the same dtype, and their ratio."""
     eager = next((r for r in group.rows if r["provider"] == "eager-best" and r[column]), group.eager)
     ours, theirs = number(row[column]), number(eager[column]) if eager else None
     if ours is None or not theirs:

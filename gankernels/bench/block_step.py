@@ -25,7 +25,7 @@ from torch.func import functional_call
 from gankernels.bench.declaration import STEP, Benchmark, Case
 from gankernels.bench.declarations._convolution import DTYPES
 from gankernels.bench.declarations.spectral_norm import stock_spectral_norm
-from gankernels.nn import ConditionalBatchNorm2d, ConvTranspose2d, ResBlockDown, ResBlockUp
+from gankernels.nn import ConditionalBatchNorm2d, ConvTranspose2d, NormConvTranspose2d, ResBlockDown, ResBlockUp
 from gankernels.ops import spectral_norm
 
 _EPS = 1e-6  # of spectral norms, as BigGAN's
@@ -140,16 +140,10 @@ def _place(tensors: Sequence[Tensor], dtype: torch.dtype, memory_format: torch.m
 # ---- Cases ----
 
 
-class _CGANBlock(nn.Module):
+def _dcgan(c_in: int, c_out: int) -> nn.Module:
     """A stage of a conditional DCGAN's generator."""
-
-    def __init__(self, c_in: int, c_out: int) -> None:
-        super().__init__()
-        self.norm = ConditionalBatchNorm2d(c_in, _CLASSES, activation="relu", track_running_stats=False)
-        self.conv = ConvTranspose2d(c_in, c_out, 4, stride=2, padding=1)
-
-    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
-        return self.conv(self.norm(x, labels))
+    norm = ConditionalBatchNorm2d(c_in, _CLASSES, activation="relu", track_running_stats=False)
+    return NormConvTranspose2d(norm, ConvTranspose2d(c_in, c_out, 4, stride=2, padding=1))
 
 
 def _norm(channels: int) -> nn.Module:
@@ -163,7 +157,7 @@ def _case(
     with torch.device("meta"):
         block = kind(c_in, c_out)
     names = [name for name, _ in block.named_parameters()]
-    residual = not isinstance(block, _CGANBlock)
+    residual = not isinstance(block, NormConvTranspose2d)
     arguments: dict[str, Any] = {
         "c_out": c_out,
         "block": block,
@@ -176,7 +170,7 @@ def _case(
 def _inputs(case: Case, rng: torch.Generator) -> list[Tensor]:
     block: nn.Module = case.arguments["block"]
     n = case.shape[0]
-    if isinstance(block, _CGANBlock):
+    if isinstance(block, NormConvTranspose2d):
         condition = torch.randint(_CLASSES, (n,), generator=rng)
     else:
         condition = torch.randn(n, _CONDITION, generator=rng)
@@ -263,8 +257,8 @@ BLOCKS = (
         _stock_dcgan,
         lambda c_in, c_out: 16 * c_in * c_out,
         (
-            _case("DCGAN-64 G norm 2, conv 3", _CGANBlock, 512, 256, 8, 64),
-            _case("DCGAN-64 G norm 3, conv 4", _CGANBlock, 256, 128, 16, 64, quick=True),
+            _case("DCGAN-64 G norm 2, conv 3", _dcgan, 512, 256, 8, 64),
+            _case("DCGAN-64 G norm 3, conv 4", _dcgan, 256, 128, 16, 64, quick=True),
         ),
     ),
 )

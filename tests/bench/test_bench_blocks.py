@@ -16,7 +16,7 @@ UP, DOWN, DCGAN = BLOCKS
 TINY = {
     "up_block": block_step._case("tiny", block_step._up, 6, 4, 4, 3),
     "down_block": block_step._case("tiny", block_step.ResBlockDown, 4, 6, 8, 3),
-    "dcgan_block": block_step._case("tiny", block_step._CGANBlock, 6, 4, 4, 3),
+    "dcgan_block": block_step._case("tiny", block_step._dcgan, 6, 4, 4, 3),
 }
 every_block = pytest.mark.parametrize("declared", BLOCKS, ids=[b.op for b in BLOCKS])
 

@@ -107,6 +107,9 @@ class Convolutions(nn.Module):
             gankernels.nn.spectral_norm(gankernels.nn.Conv2d(6, 4, 3, padding=1, groups=2)),
             gankernels.nn.BiasAct(4, activation=activation, slope=0.3, gain=1.5, clamp=1.0),
             gankernels.nn.ConvTranspose2d(4, 6, 4, stride=2, padding=1, activation=activation, slope=0.3),
+            gankernels.nn.NormConvTranspose2d(
+                gankernels.nn.BatchNorm2d(6), gankernels.nn.ConvTranspose2d(6, 6, 3, 1, 1)
+            ),
             gankernels.nn.spectral_norm(gankernels.nn.UpsampleConv2d(6, 4, 3, padding=1)),
             gankernels.nn.spectral_norm(gankernels.nn.DownsampleConv2d(4, 6, 3, padding=1)),
             gankernels.nn.ResBlockUp(6, 4, norm=gankernels.nn.BatchNorm2d, wrap=gankernels.nn.spectral_norm),
