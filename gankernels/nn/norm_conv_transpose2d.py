@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -68,10 +69,13 @@ def norm_conv_transpose2d(norm: nn.Module, conv: nn.Module, x: Tensor, *conditio
         return conv(norm(x, *condition))
     assert isinstance(norm, BatchNorm2d | ConditionalBatchNorm2d)
     assert isinstance(conv, ConvTranspose2d)
+    # Read once: a spectral norm iterates with every read.
+    _, weight, bias = under_autocast(x, conv.weight, conv.bias)
+    if weight.dtype != x.dtype:
+        return conv(norm(x, *condition))  # which raises
     gain, shift, labels = norm._affine(x, *condition)
     if labels is not None:
         gain, shift = F.embedding(labels, gain), F.embedding(labels, shift)
-    weight, bias = under_autocast(x, conv.weight, conv.bias)[1:]
     refuse_transforms("conv_transpose2d", x, gain, shift, weight)
     given = norm._arguments()
     running_mean, running_var, training = given["running_mean"], given["running_var"], given["training"]
@@ -127,9 +131,9 @@ def why_apart(norm: nn.Module, conv: nn.Module, x: Tensor) -> str | None:
         return f"x has shape {tuple(x.shape)}"
     if x.shape[2] * x.shape[3] < LEAST_PIXELS:
         return f"{x.shape[2] * x.shape[3]} pixels a picture, of which {LEAST_PIXELS} fill a block of the kernel"
-    operand, weight, _ = under_autocast(x, conv.weight, conv.bias)
-    if operand.dtype != x.dtype or weight.dtype != x.dtype:
-        return f"the norm is in {x.dtype}, the convolution in {weight.dtype}"
+    device = x.device.type
+    if torch.is_autocast_enabled(device) and x.dtype not in (torch.get_autocast_dtype(device), torch.float64):
+        return f"the norm is in {x.dtype}, the convolution in {torch.get_autocast_dtype(device)}"
     return None
 
 
