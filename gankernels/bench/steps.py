@@ -21,6 +21,7 @@ from torch.utils.flop_counter import flop_registry
 
 from gankernels import dispatch, penalties
 from gankernels.bench import functional_step
+from gankernels.bench.block_step import BLOCKS
 from gankernels.bench.declaration import STEP, Benchmark, Case
 from gankernels.bench.declarations._convolution import DTYPES
 from gankernels.bench.functional_step import Called, Game, Settings, Step
@@ -217,5 +218,5 @@ CASES: dict[Step, tuple[Case, ...]] = {
     Step("d_step_r3gan", "discriminator", _r3gan, _r3gan_by_the_engine): _R3GAN,
 }
 
-#: One benchmark for each kind of step, and the price of a penalty alone.
-STEPS = (*(make_benchmark(kind, cases) for kind, cases in CASES.items()), PENALTY_STEP)
+#: One benchmark for each kind of step, the price of a penalty alone, and single blocks.
+STEPS = (*(make_benchmark(kind, cases) for kind, cases in CASES.items()), PENALTY_STEP, *BLOCKS)

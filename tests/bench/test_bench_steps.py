@@ -107,6 +107,9 @@ class Convolutions(nn.Module):
             gankernels.nn.spectral_norm(gankernels.nn.Conv2d(6, 4, 3, padding=1, groups=2)),
             gankernels.nn.BiasAct(4, activation=activation, slope=0.3, gain=1.5, clamp=1.0),
             gankernels.nn.ConvTranspose2d(4, 6, 4, stride=2, padding=1, activation=activation, slope=0.3),
+            gankernels.nn.NormConvTranspose2d(
+                gankernels.nn.BatchNorm2d(6), gankernels.nn.ConvTranspose2d(6, 6, 3, 1, 1)
+            ),
             gankernels.nn.spectral_norm(gankernels.nn.UpsampleConv2d(6, 4, 3, padding=1)),
             gankernels.nn.spectral_norm(gankernels.nn.DownsampleConv2d(4, 6, 3, padding=1)),
             gankernels.nn.ResBlockUp(6, 4, norm=gankernels.nn.BatchNorm2d, wrap=gankernels.nn.spectral_norm),
@@ -333,7 +336,8 @@ def test_flops_are_those_of_the_convolutions():
 
 def test_declared_steps():
     shapes = {declared.op: {case.position: case.shape for case in declared.cases} for declared in steps.STEPS}
-    assert list(shapes) == ["d_step", "g_step", "d_step_r1", "d_step_wgan_gp", "d_step_r3gan", "penalty_step"]
+    of_presets = ["d_step", "g_step", "d_step_r1", "d_step_wgan_gp", "d_step_r3gan"]
+    assert list(shapes) == [*of_presets, "penalty_step", "up_block", "down_block", "dcgan_block"]
     assert shapes["d_step"]["sngan-32"] == (64, 3, 32, 32), "the paper's widths"
     assert shapes["d_step"]["dcgan-64"] == (64, 3, 64, 64)
     assert shapes["d_step_wgan_gp"]["wgan-gp-64"] == (16, 3, 64, 64)

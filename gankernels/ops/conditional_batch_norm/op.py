@@ -105,12 +105,12 @@ def conditional_batch_norm(
             y, mean, var = forward(x, gain, bias, labels, *given, *formula)
 
     if training and running_mean is not None and running_var is not None:
-        _update(running_mean, running_var, mean, var, count, momentum)
+        update_running_statistics(running_mean, running_var, mean, var, count, momentum)
     return y
 
 
 @torch.no_grad()
-def _update(
+def update_running_statistics(
     running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, count: int | Tensor, momentum: float | Tensor
 ) -> None:
     """Move the running statistics towards those of ``count`` pixels, the variance unbiased; no pixels move nothing."""
