@@ -4,9 +4,9 @@
 - ``down_block``: one of BigGAN's discriminator, likewise.
 - ``dcgan_block``: a conditional batch norm, its ReLU and the transposed convolution behind it, with bias.
 
-The peers have the layers as the systems' published code has them: the 1x1 skip works on the large side of the
-resampling. Ours are the public layers. A step takes one power iteration for each spectral norm, from given vectors,
-and returns the block's output and the gradients of its input, its condition and its parameters.
+The peers have the layers one after the other in stock PyTorch, as a careful user has them: the 1x1 skip works on the
+small side of the resampling. Ours are the public layers. A step takes one power iteration for each spectral norm, from
+given vectors, and returns the block's output and the gradients of its input, its condition and its parameters.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ Forward = Callable[[Mapping[str, Tensor], Tensor, Tensor], Tensor]
 def _stock_up(given: Mapping[str, Tensor], x: Tensor, condition: Tensor) -> Tensor:
     h = _stock_conv(given, "conv1", _nearest_x2(_stock_norm(given, "norm1", x, condition)))
     h = _stock_conv(given, "conv2", _stock_norm(given, "norm2", h, condition))
-    return h + _stock_conv(given, "skip", _nearest_x2(x))
+    return h + _nearest_x2(_stock_conv(given, "skip", x))
 
 
 def _stock_down(given: Mapping[str, Tensor], x: Tensor, condition: Tensor) -> Tensor:
     h = _stock_conv(given, "conv2", F.relu(_stock_conv(given, "conv1", F.relu(x))))
-    return F.avg_pool2d(h, 2) + F.avg_pool2d(_stock_conv(given, "skip", x), 2)
+    return F.avg_pool2d(h, 2) + _stock_conv(given, "skip", F.avg_pool2d(x, 2))
 
 
 def _stock_dcgan(given: Mapping[str, Tensor], x: Tensor, labels: Tensor) -> Tensor:
