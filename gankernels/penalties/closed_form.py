@@ -52,13 +52,14 @@ class Passes:
     Args:
         tape: of the forward.
         rows: the penalised samples; all, where the tape mixes samples.
+        with_input: keep the sources at the pictures too.
 
     After :meth:`tangents`, ``gradients`` has the effective weights with their gradients, and ``sources`` the edges of
     the forward's graph with what they add to the cotangents.
     """
 
-    def __init__(self, tape: Tape, rows: Rows) -> None:
-        self.tape, self.rows = tape, rows
+    def __init__(self, tape: Tape, rows: Rows, *, with_input: bool = False) -> None:
+        self.tape, self.rows, self.with_input = tape, rows, with_input
         self.loss_scale: Tensor | None = None
         self.tangent_scale: Tensor | None = None
         self.gradients: dict[int, tuple[Tensor, Tensor]] = {}

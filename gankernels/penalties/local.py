@@ -50,7 +50,8 @@ def tangent(node: Node, passes: Passes) -> list[Tensor | None]:
     for (index, result, _), t in zip(pairs, found, strict=False):
         tangents[index] = torch.zeros_like(result) if t is None else t.detach()
     for variable, source in zip(inputs, found[len(pairs) :], strict=False):
-        if source is not None and variable is not passes.tape.pictures and variable.edge is not None:
+        wanted_there = passes.with_input or variable is not passes.tape.pictures
+        if source is not None and wanted_there and variable.edge is not None:
             passes.sources.append((variable.edge, source.detach()))
     for weight, gradient in zip(node.weights, found[len(pairs) + len(inputs) :], strict=False):
         if gradient is not None:

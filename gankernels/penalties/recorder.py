@@ -233,7 +233,7 @@ def record(discriminator: nn.Module, x: Tensor, *arguments: Any, keep_mixed: boo
     """Run ``discriminator(x, *arguments)`` once and return the tape of it.
 
     Args:
-        x: the pictures [N, ...], a leaf that requires grad.
+        x: the pictures [N, ...], which require grad.
         keep_mixed: keep the inputs of weighted ops, which the gradient of a loss needs.
     """
     modules: list[nn.Module] = []
