@@ -165,6 +165,11 @@ class Passes:
             a = (a if repeat == 1 else a.repeat_interleave(repeat)).view(-1, *[1] * (len(variable.shape) - axis - 1))
         return a if variable.dtype.itemsize < 8 else a.double()
 
+    def add_source(self, variable: Variable, source: Tensor) -> None:
+        """Add to the cotangent of a variable, in the reverse pass that follows."""
+        if variable.edge is not None and (self.with_input or variable is not self.tape.pictures):
+            self.sources.append((variable.edge, source))
+
     def add_gradient(self, weight: Tensor, gradient: Tensor) -> None:
         """Add to the gradient of an effective weight."""
         gradient = gradient.sum_to_size(weight.shape).to(weight.dtype)

@@ -14,14 +14,27 @@ import gankernels
 from gankernels.penalties import d_step
 from gankernels.verification import errors
 
+MIDDLE = {
+    "ReLU": nn.ReLU,
+    "SiLU": nn.SiLU,
+    "group norm": lambda: nn.GroupNorm(4, 32),
+    "layer norm": lambda: nn.LayerNorm([32, 5, 5]),
+}
 
-@pytest.mark.parametrize("activation", ["relu", "silu"])
-def test_bf16_autocast(activation):
+
+@pytest.mark.parametrize("name", MIDDLE)
+def test_bf16_autocast(name):
     """At most twice the error of eager double backprop under the same autocast."""
     torch.manual_seed(2)
-    act = {"relu": nn.ReLU, "silu": nn.SiLU}[activation]
     discriminator = nn.Sequential(
-        conv(3, 16), act(), conv(16, 32, 4, stride=2), act(), conv(32, 32), act(), nn.Flatten(), nn.LazyLinear(1)
+        conv(3, 16),
+        nn.ReLU(),
+        conv(16, 32, 4, stride=2),
+        MIDDLE[name](),
+        conv(32, 32),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.LazyLinear(1),
     )
     real, fake = pictures(16, torch.float32), pictures(16, torch.float32, seed=1)
     discriminator(real)
