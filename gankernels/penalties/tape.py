@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.autograd.graph import Node as GraphNode
 from torch.utils._pytree import tree_leaves
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from gankernels.errors import InputError
-from gankernels.penalties.nodes import Node, Variable
+from gankernels.penalties.nodes import Known, Node, Variable
 from gankernels.penalties.samples import Samples
 
 
@@ -62,7 +61,7 @@ def logits_of(output: Any) -> list[Tensor]:
     return logits
 
 
-def finish(tape: Tape, known: WeakTensorKeyDictionary, *, with_loss: bool) -> None:
+def finish(tape: Tape, known: Known, *, with_loss: bool) -> None:
     """Find what reaches the logits, drop the rest, and mark the cotangents that the rules need.
 
     Args:
