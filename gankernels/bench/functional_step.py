@@ -29,7 +29,8 @@ from gankernels.ops import spectral_norm
 Settings = tuple[tuple[str, Any], ...]
 
 _HALF = (torch.bfloat16, torch.float16)
-_INPUTS = 4  # pictures, labels, latents and weights of the interpolation; the networks' state follows
+#: What is drawn for a step: pictures, labels, latents and weights of the interpolation; the networks' state follows.
+INPUTS = 4
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -152,7 +153,7 @@ def place(tensors: Sequence[Tensor], dtype: torch.dtype, memory_format: torch.me
     full = torch.float32 if dtype in _HALF else dtype
     return [
         tensor.to(
-            dtype if index < _INPUTS else full,
+            dtype if index < INPUTS else full,
             memory_format=memory_format if tensor.dim() == 4 else torch.preserve_format,
         )
         if tensor.is_floating_point()

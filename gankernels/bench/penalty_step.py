@@ -29,13 +29,11 @@ from gankernels import gradient_penalty, penalties
 from gankernels.bench import flops, penalised_networks
 from gankernels.bench.declaration import STEP, Benchmark, Case
 from gankernels.bench.declarations._convolution import DTYPES
-from gankernels.bench.functional_step import Called, full
+from gankernels.bench.functional_step import INPUTS, Called, full, place
 from gankernels.bench.penalised_networks import Judge, Network
 from gankernels.losses import LOSSES
 
 WEIGHT = 5.0
-_INPUTS = 4  # real and generated pictures, labels, weights of the interpolation; the network's state follows
-_HALF = (torch.bfloat16, torch.float16)
 
 #: What is judged: real, fake, y, alpha.
 Pictures = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -44,14 +42,14 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def _stock(case: Case, *tensors: Tensor) -> list[Tensor]:
-    judge, weights = case.arguments["parts"].judge(tensors[_INPUTS:], tensors[0].dtype)
+    judge, weights = case.arguments["parts"].judge(tensors[INPUTS:], tensors[0].dtype)
     penalised = _STOCK[case.arguments["kind"]]
     value = penalised(judge, LOSSES[case.arguments["loss"]].d, _pictures(tensors))
     return [value.detach(), *torch.autograd.grad(value, weights)]
 
 
 def _pictures(tensors: Sequence[Tensor]) -> Pictures:
-    real, fake, y, alpha = tensors[:_INPUTS]
+    real, fake, y, alpha = tensors[:INPUTS]
     return full(real).detach(), full(fake).detach(), y, full(alpha).detach()
 
 
@@ -115,7 +113,7 @@ _OURS = {
 
 
 def _ours(case: Case, *tensors: Tensor, impl: str) -> list[Tensor]:
-    judge, weights = case.arguments["parts"].judge(tensors[_INPUTS:], tensors[0].dtype)
+    judge, weights = case.arguments["parts"].judge(tensors[INPUTS:], tensors[0].dtype)
     kind, loss = case.arguments["kind"], case.arguments["loss"]
     discriminator, pictures = Called(judge), _pictures(tensors)
     real, fake, y, alpha = pictures
@@ -131,6 +129,7 @@ def _ours(case: Case, *tensors: Tensor, impl: str) -> list[Tensor]:
 
 
 def _inputs(case: Case, rng: torch.Generator) -> list[Tensor]:
+    """Real and generated pictures, labels and weights of the interpolation; the network's state follows."""
     network: Network = case.arguments["network"]
     return [
         torch.rand(case.shape, generator=rng) * 2 - 1,
@@ -138,20 +137,6 @@ def _inputs(case: Case, rng: torch.Generator) -> list[Tensor]:
         torch.randint(max(network.num_classes, 1), case.shape[:1], generator=rng),
         torch.rand(case.shape[0], 1, 1, 1, generator=rng),
         *network.state(rng),
-    ]
-
-
-def _place(tensors: Sequence[Tensor], dtype: torch.dtype, memory_format: torch.memory_format) -> list[Tensor]:
-    """Pictures in the row's dtype; beside those in 16 bits, which ask for autocast, the state in fp32."""
-    state = torch.float32 if dtype in _HALF else dtype
-    return [
-        t.to(
-            dtype if index < _INPUTS else state,
-            memory_format=memory_format if t.dim() == 4 else torch.preserve_format,
-        )
-        if t.is_floating_point()
-        else t
-        for index, t in enumerate(tensors)
     ]
 
 
@@ -233,6 +218,6 @@ PENALTY_STEP = Benchmark(
     impls=("auto",),
     dtypes=DTYPES,
     modes=(STEP,),
-    place=_place,
+    place=place,
     judged=_judged,
 )

@@ -68,6 +68,8 @@ def path_length_penalty(
     if mean.dim() != 0 or mean.dtype not in (torch.float32, torch.float64) or mean.requires_grad:
         got = f"shape {tuple(mean.shape)} in {mean.dtype}{', requiring grad' if mean.requires_grad else ''}"
         raise InputError(f"mean: got {got}, expected a buffer [] in float32 or float64")
+    if mean.device != w.device:
+        raise InputError(f"mean: got a tensor on {mean.device}, expected {w.device}, where w is")
     layers = w.shape[1] if w.dim() == 3 else 1
     lengths = torch.empty(0)
 
