@@ -1,4 +1,4 @@
-"""The discriminators of :mod:`gankernels.bench.penalty_step`: stock layers, as functions of their state."""
+"""The discriminators of :mod:`gankernels.bench.penalty_step`, as functions of their state."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ class Network(NamedTuple):
                     nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
         return [t.detach().contiguous() for t in (*module.parameters(), *module.buffers())]
 
-    def parts(self) -> Parts:
-        """What is done with the state. Not to be called from what torch.compile traces."""
-        return _parts(self)
+    def parts(self, *, stock: bool = True) -> Parts:
+        """What is done with the state, by stock layers or by ours. Not to be called from what torch.compile traces."""
+        return _parts(self, stock)
 
 
 class Parts(NamedTuple):
@@ -74,9 +74,9 @@ class Parts(NamedTuple):
 
 
 @functools.cache
-def _parts(network: Network) -> Parts:
+def _parts(network: Network, stock: bool) -> Parts:
     with torch.device("meta"):
-        module = to_stock(network.make())
+        module = to_stock(network.make()) if stock else network.make()
     return Parts(module, *take_apart(module))
 
 

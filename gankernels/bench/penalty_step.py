@@ -11,6 +11,7 @@ network compare directly, as all have the same pictures:
 - *R1 + R2, peers apart*: the peers' penalties in a pass of their own, as most training loops have them; ours is as in
   *R1 + R2*.
 - *R1 + R2 apart*: penalties in a pass of their own for everyone; ours is :func:`gankernels.gradient_penalty`.
+- *our layers*: ours with those of ``gankernels.nn`` too, as the presets have them; the peers as before.
 
 Where every picture is penalised, the convolutions of the three ways are as 4 to 6 to 9, and 3 without a penalty. *R1*
 leaves the generated half at 3, for everyone, and so compares as 7 to 9; *WGAN-GP* as 10 to 12.
@@ -113,7 +114,7 @@ _OURS = {
 
 
 def _ours(case: Case, *tensors: Tensor, impl: str) -> list[Tensor]:
-    judge, weights = case.arguments["parts"].judge(tensors[INPUTS:], tensors[0].dtype)
+    judge, weights = case.arguments["ours"].judge(tensors[INPUTS:], tensors[0].dtype)
     kind, loss = case.arguments["kind"], case.arguments["loss"]
     discriminator, pictures = Called(judge), _pictures(tensors)
     real, fake, y, alpha = pictures
@@ -164,16 +165,32 @@ def _of_forward(network: Network, shape: tuple[int, ...]) -> float:
 
 
 def make_cases(
-    position: str, network: Network, batch: int, kinds: Sequence[str], *, loss: str, quick: str | None = None
+    position: str,
+    network: Network,
+    batch: int,
+    kinds: Sequence[str],
+    *,
+    loss: str,
+    quick: str | None = None,
+    our_layers: Sequence[str] = (),
 ) -> list[Case]:
-    """The cases of a network at ``batch`` real and as many generated pictures, one for each of ``kinds``.
+    """The cases of a network at ``batch`` real and as many generated pictures.
 
-    ``quick`` is the kind that ``--quick`` keeps.
+    Args:
+        position: the network's name.
+        kinds: one case for each.
+        loss: of :data:`gankernels.losses.LOSSES`.
+        quick: the kind that ``--quick`` keeps.
+        our_layers: the kinds of which there is one more case, in which ours has the layers of ``gankernels.nn``.
     """
     shape = (batch, 3, network.resolution, network.resolution)
     # made here, since their first use may be traced
-    arguments: dict[str, Any] = {"network": network, "parts": network.parts(), "loss": loss}
-    return [Case(f"{position}, {kind}", shape, arguments | {"kind": kind}, kind == quick) for kind in kinds]
+    stock, ours = network.parts(), network.parts(stock=False)
+    given: dict[str, Any] = {"network": network, "parts": stock, "ours": stock, "loss": loss}
+    return [
+        *(Case(f"{position}, {kind}", shape, given | {"kind": kind}, kind == quick) for kind in kinds),
+        *(Case(f"{position}, {kind}, our layers", shape, given | {"kind": kind, "ours": ours}) for kind in our_layers),
+    ]
 
 
 _SHARED = ("no penalty", "R1", "R1 + R2")
@@ -207,6 +224,7 @@ PENALTY_STEP = Benchmark(
             4,
             ("no penalty", "WGAN-GP"),
             loss="wasserstein",
+            our_layers=["WGAN-GP"],
         ),
         *make_cases("BigGAN D, 32 px", penalised_networks.preset("biggan-32"), 8, _SHARED, loss="hinge"),
     ),
