@@ -40,10 +40,10 @@ FILES = {"ops": "ops.csv", "steps": "steps.csv", "system-memory": "ops-system-me
 #: where a convolution makes each of them dear.
 _MOST = {FORWARD_BACKWARD: 12, DOUBLE_BACKWARD: 3, FORWARD: 2, STEP: 2}
 _MOST_WITH_PRODUCTS = {FORWARD_BACKWARD: 3, DOUBLE_BACKWARD: 2, FORWARD: 2, STEP: 2}
-#: Where each position is a question of its own: all of them.
-_WHOLE = ("penalty_step",)
 #: Seconds of measurement, shared by the providers of a group.
 _BUDGET_S = 1.0
+#: Where each position is a question of its own: all of them.
+_WHOLE = ("penalty_step",)
 
 
 def folder() -> Path:

@@ -37,9 +37,10 @@ class Network(NamedTuple):
             torch.manual_seed(int(torch.randint(2**31, (), generator=rng)))
             module = self.make()
             for parameter in module.parameters():
-                # a branch that is zero at first would hide the gradients of all that stand before it
+                # A branch that is zero at first would hide the gradients of all that stand before it. A small one shows
+                # them, and no ReLU that rounding turns over decides the result.
                 if parameter.dim() > 1 and not parameter.any():
-                    nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+                    nn.init.normal_(parameter, std=0.1 * parameter[0].numel() ** -0.5)
         return [t.detach().contiguous() for t in (*module.parameters(), *module.buffers())]
 
     def parts(self, *, stock: bool = True) -> Parts:
