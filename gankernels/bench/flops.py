@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 
-def count(function: Callable[[], object]) -> float:
+def count_flops(function: Callable[[], object]) -> float:
     """What ``function()`` takes in convolutions and matrix products; a multiply-add counts as two."""
     with _FlopCounter() as counter:
         function()

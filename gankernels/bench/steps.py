@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from gankernels import dispatch, penalties
-from gankernels.bench import flops, functional_step
+from gankernels.bench import functional_step
 from gankernels.bench.declaration import STEP, Benchmark, Case
 from gankernels.bench.declarations._convolution import DTYPES
+from gankernels.bench.flops import count_flops
 from gankernels.bench.functional_step import Called, Game, Settings, Step
 from gankernels.bench.penalty_step import PENALTY_STEP
 from gankernels.losses import LOSSES
@@ -175,7 +176,7 @@ def _flops(step: Step, case: Case, mode: str) -> float:
 def _count(step: Step, preset: str, settings: Settings, loss: str, shape: tuple[int, ...]) -> float:
     players = functional_step.networks(preset, settings, stock=True)
     tensors = functional_step.inputs_without_numbers(players, shape)
-    return flops.count(lambda: functional_step.run(step, players, tensors, loss=loss))
+    return count_flops(lambda: functional_step.run(step, players, tensors, loss=loss))
 
 
 # As examples/demo.sh has it.
