@@ -16,14 +16,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from gankernels import dispatch, penalties
 from gankernels.bench import functional_step
 from gankernels.bench.block_step import BLOCKS
 from gankernels.bench.declaration import STEP, Benchmark, Case
 from gankernels.bench.declarations._convolution import DTYPES
+from gankernels.bench.flops import count_flops
 from gankernels.bench.functional_step import Called, Game, Settings, Step
 from gankernels.bench.penalty_step import PENALTY_STEP
 from gankernels.losses import LOSSES
@@ -177,21 +176,8 @@ def _flops(step: Step, case: Case, mode: str) -> float:
 @functools.cache
 def _count(step: Step, preset: str, settings: Settings, loss: str, shape: tuple[int, ...]) -> float:
     players = functional_step.networks(preset, settings, stock=True)
-    with _FlopCounter() as counter:
-        functional_step.run(step, players, functional_step.inputs_without_numbers(players, shape), loss=loss)
-    return float(counter.total)
-
-
-class _FlopCounter(TorchDispatchMode):
-    """Adds up torch's formulas. Torch's own counter follows modules, and so refuses ``autograd.grad``."""
-
-    total = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if func.overloadpacket in flop_registry:
-            self.total += flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=out)
-        return out
+    tensors = functional_step.inputs_without_numbers(players, shape)
+    return count_flops(lambda: functional_step.run(step, players, tensors, loss=loss))
 
 
 # As examples/demo.sh has it.

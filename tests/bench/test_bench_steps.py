@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import functools
 
 import pytest
@@ -12,7 +11,6 @@ from torch.nn.utils import parametrize
 import gankernels
 from gankernels import dispatch, models, ops
 from gankernels.bench import steps
-from gankernels.bench.penalty_step import PENALTY_STEP
 from gankernels.bench.stock import to_stock
 from gankernels.errors import InputError
 from gankernels.losses import hinge_d, hinge_g
@@ -345,47 +343,6 @@ def test_declared_steps():
     for declared in steps.STEPS:
         assert list(declared.modes) == ["step"]
         assert sum(case.quick for case in declared.cases) == 1
-
-
-@pytest.mark.parametrize("index", range(4))
-def test_the_price_of_a_penalty_is_asked_of_one_function(index):
-    case = dataclasses.replace(PENALTY_STEP.cases[index], shape=(2, 3, 64, 64))
-    drawn = PENALTY_STEP.inputs(case, torch.Generator().manual_seed(0))
-    tensors = [t.requires_grad_() for t in PENALTY_STEP.place(drawn, torch.float64, torch.channels_last)]
-    (got,) = PENALTY_STEP.judged(PENALTY_STEP.ours(case, *tensors, impl="auto"))
-    (want,) = PENALTY_STEP.judged(PENALTY_STEP.stock(case, *tensors))
-    assert (got - want).norm() <= 1e-12 * want.norm()
-
-
-def test_weights_stay_in_fp32_beside_pictures_in_bf16():
-    tensors = PENALTY_STEP.inputs(PENALTY_STEP.cases[0], torch.Generator().manual_seed(0))
-    placed = PENALTY_STEP.place(tensors, torch.bfloat16, torch.channels_last)
-    assert [t.dtype for t in placed] == [torch.bfloat16] * 2 + [torch.float32] * 5
-
-
-def test_the_cases_of_a_penalty_differ_by_it_alone():
-    """The losses as a training loop has them, on a module of stock layers."""
-    small = dataclasses.replace(PENALTY_STEP.cases[0], shape=(2, 3, 64, 64))
-    real, fake, *weights = PENALTY_STEP.inputs(small, torch.Generator().manual_seed(0))
-    layers = [nn.Conv2d(w.shape[1], w.shape[0], 4, 2, 1, bias=False) for w in weights[:-1]]
-    net = nn.Sequential(
-        *(layer for conv in layers for layer in (conv, nn.LeakyReLU(0.2))), nn.Flatten(), nn.Linear(8192, 1, bias=False)
-    )
-    net.load_state_dict(dict(zip(net.state_dict(), weights, strict=True)))
-    losses = [
-        PENALTY_STEP.stock(dataclasses.replace(small, arguments=other.arguments), real, fake, *weights)[0]
-        for other in PENALTY_STEP.cases
-    ]
-
-    def half_square(x):
-        x = x.clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(net(x).sum(), x)
-        return gradient.square().sum() / 2 / len(x)
-
-    loss = F.softplus(-net(real)).mean() + F.softplus(net(fake)).mean()
-    r1, r2 = half_square(real), half_square(fake)
-    expected = [loss, loss + 5 * r1, loss + 5 * (r1 + r2), loss + 5 * (r1 + r2)]
-    torch.testing.assert_close(torch.stack(losses), torch.stack(expected).detach())
 
 
 def test_ours_takes_a_penalty_without_double_backprop(monkeypatch):
