@@ -337,7 +337,7 @@ def test_declared_steps():
     of_presets = ["d_step", "g_step", "d_step_r1", "d_step_wgan_gp", "d_step_r3gan"]
     assert list(shapes) == [*of_presets, "penalty_step", "up_block", "down_block", "dcgan_block"]
     assert shapes["d_step"]["sngan-32"] == (64, 3, 32, 32), "the paper's widths"
-    assert shapes["d_step"]["dcgan-64"] == (64, 3, 64, 64)
+    assert shapes["d_step"]["dcgan-64"] == (128, 3, 64, 64)
     assert shapes["d_step_wgan_gp"]["wgan-gp-64"] == (16, 3, 64, 64)
     assert shapes["d_step_r3gan"]["r3gan-32"] == (16, 3, 32, 32)
     for declared in steps.STEPS:

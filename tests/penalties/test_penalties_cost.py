@@ -29,6 +29,8 @@ class _Convolutions(TorchDispatchMode):
         if op is torch.ops.aten.convolution_backward.default:
             self.dgrad += args[-1][0]
             self.wgrad += args[-1][1]
+        # the engine takes them by an op of ours, for layers of stock PyTorch too
+        self.wgrad += op is torch.ops.gankernels_library.convolution_weight_gradient.default
         return op(*args, **(kwargs or {}))
 
 
