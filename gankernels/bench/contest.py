@@ -57,7 +57,7 @@ def carry_out(
         problem = Problem(benchmark, case, dtype, mode, device)
     except Exception as error:
         failure = f"error: the reference: {_one_line(error)}"
-    modes = providers.compile_modes(device, quick, benchmark.flops(case, mode) > 0)
+    modes = providers.compile_modes(device, quick, mode, benchmark.flops(case, mode) > 0)
     has_layout = problem is None or problem.has_layout
     contenders = [
         *providers.peers(benchmark, case, dtype, mode, modes, has_layout),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gankernels import dispatch
-from gankernels.bench.declaration import DOUBLE_BACKWARD, FORWARD, FORWARD_BACKWARD, Benchmark, Case, Outputs
+from gankernels.bench.declaration import DOUBLE_BACKWARD, FORWARD, FORWARD_BACKWARD, STEP, Benchmark, Case, Outputs
 
 #: The providers that are not ours; the fastest correct one is the peer that ours are held against.
 PEERS = ("eager", "eager-best", "compile")
@@ -127,16 +127,17 @@ def implementations(benchmark: Benchmark, device: str) -> Sequence[str]:
     ] or ["reference"]
 
 
-def compile_modes(device: str, quick: bool, has_products: bool) -> tuple[str, ...]:
+def compile_modes(device: str, quick: bool, mode: str, has_products: bool) -> tuple[str, ...]:
     """The modes of torch.compile that compete.
 
-    On a CPU reduce-overhead is the default, and max-autotune only tunes matrix products and convolutions.
+    On a CPU reduce-overhead is the default, and max-autotune only tunes matrix products and convolutions; not those of
+    a whole step, of which it makes another compilation of minutes for a difference within the noise.
     """
     if quick:
         return ("default",)
     if device == "cuda":
         return ("default", "reduce-overhead", "max-autotune")
-    return ("default", "max-autotune") if has_products else ("default",)
+    return ("default", "max-autotune") if has_products and mode != STEP else ("default",)
 
 
 def compiled(function: Callable[..., Outputs], mode: str, compile_mode: str) -> Call:
