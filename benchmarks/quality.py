@@ -88,16 +88,21 @@ def configure(recipe: str, data: str, folder: Path, *, provider: str, seed: int,
 
 
 def measure(config: Config, *, provider: str, samples: int, machine: Row) -> Row:
-    """Train ``config``, judge what it learnt, and give its row."""
+    """Train ``config``, judge what it learnt, and give its row; ``machine`` is what :func:`stamp` says of it.
+
+    Raises:
+        Diverged: the training did.
+        KeyboardInterrupt: a signal ended it.
+    """
     wall, processor = time.perf_counter(), time.process_time()
     outcome = train(config, networks=_stock if provider == "stock" else build)
     wall, processor = time.perf_counter() - wall, time.process_time() - processor
     if outcome.interrupted:
-        raise InputError(f"run: got an interruption after {outcome.images:,} images, expected {config.images:,}")
+        raise KeyboardInterrupt
     device = pick_device(config.device)
     trained = load_generator(outcome.run, device=device)
     with torch.no_grad():
-        found = evaluate(trained.generator, config.data, num_samples=samples, progress=_tell)
+        found = evaluate(trained.generator, config.data, num_samples=samples)
     # The networks are built once more: a checkpoint's generator comes without its discriminator.
     players = build(config, num_classes=trained.generator.num_classes, channels=trained.generator.channels)
     dtype, _ = precision.resolve(config.precision, device)
@@ -220,11 +225,6 @@ def _parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def _tell(line: str) -> None:
-    if sys.stderr.isatty():
-        print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Train and judge, or draw; returns the exit code, 1 where a run diverged.
 
@@ -254,7 +254,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Before the threads are set: the device is the machine, whatever part of it a run takes.
     machine = stamp(pick_device(configs[0].device).type)
     path = RESULTS / (re.sub(r"[^a-z0-9]+", "-", machine["device"].lower()).strip("-") + ".csv")
-    read_csv(path)  # so that a file that cannot be kept is known before the training
+    read_csv(path)  # a file that cannot be kept is known before the training
+    for config in configs:
+        if Path(config.out).exists():
+            raise InputError(f"--runs: got a folder with {config.out} in it, expected none of this run: remove it")
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     for config in configs:
@@ -274,3 +277,5 @@ if __name__ == "__main__":
     except InputError as error:
         print(f"quality: error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -52,6 +52,8 @@ def test_a_run_is_a_row_and_none_is_lost(script, arguments, tmp_path):
         p.numel() for p in script.load_generator(_run(tmp_path)).generator.parameters()
     )
 
+    with pytest.raises(InputError, match="in it, expected none of this run: remove it"):
+        script.main(arguments)
     assert script.main([*arguments, "--provider", "stock"]) == 0
     first, second = script.read_csv(path)
     assert (first, second["provider"]) == (row, "stock")
