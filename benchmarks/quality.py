@@ -50,7 +50,7 @@ RECIPES = {
     "r3gan-32": "--images 40000 --batch 32 --penalty-weight 2 --g.ch 32 --g.widths 3 1.5 0.75 0.25 --g.lr 5e-4"
     " --g.betas 0 0.99 --d.ch 32 --d.widths 0.25 0.75 1.5 3 --d.lr 5e-4 --d.betas 0 0.99 --ema.kimg 2"
     " --tick.images 5000",
-    "wgan-gp-32": "--images 48000 --n-dis 2 --batch 16 --g.ch 32 --g.widths 4 2 1 0.5 --g.lr 5e-4"
+    "wgan-gp-32": "--images 36000 --n-dis 2 --batch 16 --g.ch 32 --g.widths 4 2 1 0.5 --g.lr 5e-4"
     " --d.ch 32 --d.widths 0.5 1 2 2 --d.lr 5e-4 --ema.kimg 2 --tick.images 10000",
     "dcgan-32": "--images 150000 --batch 32 --g.ch 32 --g.lr 5e-4 --d.ch 32 --d.lr 2e-4 --ema.kimg 2"
     " --tick.images 15000",
