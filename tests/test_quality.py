@@ -35,11 +35,11 @@ def script(tmp_path, monkeypatch):
 
 @pytest.fixture
 def arguments(tmp_path):
-    data = ["--data", "synthetic:32x3", "--samples", "24"]
+    data = ["--data", "synthetic:32x3x120", "--samples", "24"]
     return ["dcgan-32", *data, "--runs", str(tmp_path / "runs"), "--threads", "1"]
 
 
-def test_a_run_is_a_row_and_none_is_lost(script, arguments, tmp_path):
+def test_a_run_is_a_row_and_a_block_of_the_sheet_and_none_is_lost(script, arguments, tmp_path):
     assert script.main(arguments) == 0
     (path,) = (tmp_path / "results").glob("*.csv")
     (row,) = script.read_csv(path)
@@ -57,18 +57,9 @@ def test_a_run_is_a_row_and_none_is_lost(script, arguments, tmp_path):
     assert script.main([*arguments, "--provider", "stock"]) == 0
     first, second = script.read_csv(path)
     assert (first, second["provider"]) == (row, "stock")
+    _check_the_sheet(script, arguments, tmp_path / "sheet.png")
     again = {**row, "accuracy": "1.0000"}
     assert script.merged([first, second], again) == [again, second]
-
-
-def test_the_sheet_has_a_block_for_each_run(script, arguments, tmp_path):
-    assert script.main(arguments) == 0
-    sheet = tmp_path / "sheet.png"
-    assert script.main([*arguments, "--sheet", str(sheet)]) == 0
-    with Image.open(sheet) as image:
-        blocks, rows, columns, side = 2, 3, 5, 64
-        assert image.height == 30 + rows * side
-        assert image.width > blocks * columns * side
 
 
 def test_what_cannot_be_run_is_refused(script, arguments, tmp_path):
@@ -89,5 +80,13 @@ def test_an_unknown_recipe_is_one_line():
     assert result.stderr.splitlines() == [expected]
 
 
+def _check_the_sheet(script, arguments: list[str], sheet: Path) -> None:
+    assert script.main([*arguments, "--sheet", str(sheet)]) == 0
+    blocks, rows, columns, side = 2, 3, 5, 64
+    with Image.open(sheet) as image:
+        assert image.height == 30 + rows * side
+        assert image.width > blocks * columns * side
+
+
 def _run(tmp_path: Path) -> Path:
-    return tmp_path / "runs" / "dcgan-32-synthetic-32x3-gankernels-16-seed0"
+    return tmp_path / "runs" / "dcgan-32-synthetic-32x3x120-gankernels-16-seed0"
