@@ -38,10 +38,12 @@ FILES = {"ops": "ops.csv", "steps": "steps.csv", "system-memory": "ops-system-me
 
 #: The most positions of an op in each mode, so that all ops together take under twenty minutes on two cores; fewer
 #: where a convolution makes each of them dear.
-_MOST = {FORWARD_BACKWARD: 12, DOUBLE_BACKWARD: 3, FORWARD: 2, STEP: 2}
-_MOST_WITH_PRODUCTS = {FORWARD_BACKWARD: 3, DOUBLE_BACKWARD: 2, FORWARD: 2, STEP: 2}
+_MOST = {FORWARD_BACKWARD: 12, DOUBLE_BACKWARD: 3, FORWARD: 2, STEP: 7}
+_MOST_WITH_PRODUCTS = {FORWARD_BACKWARD: 3, DOUBLE_BACKWARD: 2, FORWARD: 2, STEP: 7}
 #: Seconds of measurement, shared by the providers of a group.
 _BUDGET_S = 1.0
+#: Where each position is a question of its own: all of them.
+_WHOLE = ("penalty_step",)
 
 
 def folder() -> Path:
@@ -55,8 +57,8 @@ def chosen(
     """The groups of one of :data:`FILES`: forward+backward widely, the other modes at a few positions.
 
     Where an op has more positions than :data:`_MOST`, the smallest, the largest and those of ``--quick`` are among
-    those that stay; forward and double backward have 16 bits at the first of them alone. A ``position``, a part of the
-    name, is measured whatever the number.
+    those that stay, but for the ops of :data:`_WHOLE`; forward and double backward have 16 bits at the first of them
+    alone. A ``position``, a part of the name, is measured whatever the number.
     """
     found: list[Group] = []
     for benchmark in STEPS if name == "steps" else ALL:
@@ -73,7 +75,7 @@ def _of_mode(benchmark: Benchmark, mode: str, position: str | None, quick: bool)
     if quick:
         return plan([benchmark], quick=True)
     most = _MOST_WITH_PRODUCTS if benchmark.flops(benchmark.cases[0], mode) else _MOST
-    cases = spread(benchmark.cases, most[mode])
+    cases = list(benchmark.cases) if benchmark.op in _WHOLE else spread(benchmark.cases, most[mode])
     first, others = replace(benchmark, cases=cases[:1]), replace(benchmark, cases=cases[1:])
     if mode != FORWARD_BACKWARD:
         others = replace(others, dtypes=benchmark.dtypes[:1])

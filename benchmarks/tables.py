@@ -8,7 +8,7 @@ the exit code is 1 if a file differs from what its figures say. NAME is one of
 - an op, by the name of its page ``docs/ops/<op>.md``: all its rows that are ours, on every device;
 - ``summary``: a line for each op, over its positions, forward and backward, on CPUs; ``gpu``: the same and the steps,
   on GPUs, or a sentence where none has been measured;
-- ``steps``: whole training steps on CPUs;
+- ``steps``: whole training steps on CPUs; ``blocks``: forward and backward of single blocks there;
 - ``losses``: every contest that the best peer wins, on every device;
 - ``quality``: what each preset learnt; ``parity``: the same on our layers and on stock ones, over seeds.
 
@@ -64,6 +64,7 @@ class Figures:
         self.tables: dict[str, Callable[[str], str]] = {
             "summary": lambda page: summary_table(on_cpu, _op_links(root, page)),
             "steps": lambda page: steps_table(on_cpu),
+            "blocks": lambda page: blocks_table(on_cpu),
             "gpu": lambda page: gpu_tables(on_gpu, _op_links(root, page)),
             "losses": lambda page: losses_table(self.rows),
             "quality": lambda page: quality_table(quality),
@@ -98,7 +99,7 @@ def op_table(rows: Iterable[Row], op: str) -> str:
 
     def lines(group: Group) -> list[list[str]]:
         ours = [row for row in group.rows if is_ours(row)]
-        return [[*_op_line(row, group), *([_saved(row, group)] if saved else [])] for row in ours]
+        return [[*_op_line(row, group), *([_against_eager(row, group, "saved_mib")] if saved else [])] for row in ours]
 
     return _by_device(mine, headers + (", saved for backward: ours / eager (MiB)" if saved else ""), lines)
 
@@ -111,10 +112,10 @@ def _op_line(row: Row, group: Group) -> list[str]:
     return [key.position, key.shape, key.mode, key.dtype, peer, f"**{ours}**", *ratios, _share(row["floor_share"])]
 
 
-def _saved(row: Row, group: Group) -> str:
-    """What the forward keeps for the backward: ours, that of eager PyTorch in the same dtype, and their ratio."""
-    eager = next((r for r in group.rows if r["provider"] == "eager-best" and r["saved_mib"]), group.eager)
-    ours, theirs = number(row["saved_mib"]), number(eager["saved_mib"]) if eager else None
+def _against_eager(row: Row, group: Group, column: str) -> str:
+    """MiB that a call takes, or keeps for its backward: ours, eager PyTorch's in the same dtype, and their ratio."""
+    eager = next((r for r in group.rows if r["provider"] == "eager-best" and r[column]), group.eager)
+    ours, theirs = number(row[column]), number(eager[column]) if eager else None
     if ours is None or not theirs:
         return ""
     return f"{ours:.4g} / {theirs:.4g} ({ours / theirs:.2f}x)"
@@ -122,11 +123,28 @@ def _saved(row: Row, group: Group) -> str:
 
 def steps_table(rows: Iterable[Row]) -> str:
     """For each device a line for each kind of step, network and dtype, in images per second."""
-    steps = [row for row in rows if row["mode"].startswith("step")]
+    steps = [row for row in rows if row["mode"].startswith("step") and not _is_block(row)]
     headers = (
         "step, network, batch, mode, dtype, eager (images/s), best peer (images/s), ours (images/s), against best, "
     )
     return _by_device(steps, headers + "peak MiB (best peer and ours)", lambda group: [_step_line(group)])
+
+
+def blocks_table(rows: Iterable[Row]) -> str:
+    """For each device a line for each block, with the memory that a call takes beyond its inputs."""
+
+    def line(group: Group) -> list[list[str]]:
+        ours = [row for row in group.rows if is_ours(row)]
+        return [[group.key.op, *_op_line(row, group), _against_eager(row, group, "peak_mib")] for row in ours]
+
+    headers = (
+        "block, position, shape, mode, dtype, best peer (ms), ours (ms), against best, against eager, of the floor"
+    )
+    return _by_device([row for row in rows if _is_block(row)], f"{headers}, peak: ours / eager (MiB)", line)
+
+
+def _is_block(row: Row) -> bool:
+    return row["op"].endswith("_block")
 
 
 def _step_line(group: Group) -> list[str]:
@@ -171,7 +189,7 @@ def gpu_tables(rows: Sequence[Row], links: dict[str, str]) -> str:
     """The summary and the steps on GPUs; the sentence that there are none where there are none."""
     if not rows:
         return NOT_MEASURED
-    return f"{summary_table(rows, links)}\nWhole steps:\n\n{steps_table(rows)}"
+    return f"{summary_table(rows, links)}\nWhole steps:\n\n{steps_table(rows)}\nBlocks:\n\n{blocks_table(rows)}"
 
 
 def losses_table(rows: Sequence[Row]) -> str:

@@ -28,6 +28,15 @@ struct Problem {
   // CUDA launchers make their own.
   const int64_t* order = nullptr;  // [N]
 
+  // Statistics are those of each sample: mean, var and what else is [C] are [N, C]. In channels_last, without labels,
+  // with batch statistics; a contiguous batch of this kind is one sample of N * C channels, which needs no flag.
+  bool per_sample = false;
+  int64_t batch = 1;  // of how many such problems this is one: the CPU takes them sample by sample
+
+  GK_HOST_DEVICE int64_t statistics() const { return per_sample ? n * c : c; }
+  GK_HOST_DEVICE int64_t statistic(int64_t sample, int64_t channel) const {
+    return per_sample ? sample * c + channel : channel;
+  }
   GK_HOST_DEVICE int64_t rows() const { return labels ? classes : n; }
   GK_HOST_DEVICE int64_t row_of(int64_t sample) const { return labels ? labels[sample] : sample; }
   GK_HOST_DEVICE int64_t sample_at(int64_t place) const { return labels ? order[place] : place; }
@@ -40,7 +49,7 @@ struct Problem {
 struct Forward {
   Problem problem;
   const void *x, *gain, *bias;  // x has pixels; gain, bias [rows, C], and so are their gradients and cotangents
-  void *mean, *var;             // [C]: written where batch_statistics, read otherwise; var is biased
+  void *mean, *var;             // [statistics]: written where batch_statistics, read otherwise; var is biased
   void* y;
 };
 

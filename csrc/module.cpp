@@ -1,11 +1,18 @@
-// The Python module gankernels._C. Importing it registers the ops; what it exports is for `gankernels doctor`.
+// The Python module gankernels._C. Importing it registers the ops.
 #include <pybind11/pybind11.h>
 
 #include "cpu/isa.h"
+#include "torch/convolution.h"
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "gankernels' native ops";
   m.def(
       "cpu_isa", [] { return gankernels::cpu::name(gankernels::cpu::isa()); },
       "The instruction set that the CPU kernels run on: baseline, avx2 or avx512.");
+  m.def(
+      "want_weight_gradients", [](bool wanted) { gankernels::convolution::weight_gradients_wanted = wanted; },
+      "Whether the backward formulas of convolutions make weight gradients from now on.");
+  m.def(
+      "few_products", [](int64_t count) { return gankernels::convolution::few_products.exchange(count); },
+      "Up to how many products a dense convolution on a CPU goes to ATen without a plan; returns the number before.");
 }

@@ -14,7 +14,7 @@ TORCH_LIBRARY(gankernels, m) {
       "float slope, float gain, float? clamp, int dim, bool with_dbias) -> (Tensor ddy, Tensor dx, Tensor dbias)");
   m.def(
       "conditional_batch_norm_forward(Tensor x, Tensor gain, Tensor bias, Tensor? labels, Tensor? mean, Tensor? var, "
-      "float eps, str activation, float slope) -> (Tensor y, Tensor mean, Tensor var)");
+      "float eps, str activation, float slope, bool per_sample=False) -> (Tensor y, Tensor mean, Tensor var)");
   m.def(
       "conditional_batch_norm_backward(Tensor dy, Tensor x, Tensor gain, Tensor bias, Tensor? labels, Tensor mean, "
       "Tensor var, bool batch_statistics, float eps, str activation, float slope) -> (Tensor dx, Tensor dgain, "

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 
 _BUILD_FILE = Path(__file__).with_name("_build.json")
+#: What Python calls of the module, beside its ops.
+_FUNCTIONS = ("cpu_isa", "want_weight_gradients")
 _SCHEMAS_FILE = Path(__file__).parents[1] / "csrc" / "ops.cpp"
 
 
@@ -42,6 +44,8 @@ def _load() -> tuple[ModuleType | None, str | None]:
     except ImportError as error:
         # The loader's own words (a missing symbol, a missing library) are what a bug report needs.
         return None, f"the extension did not load: {str(error).splitlines()[0]}"
+    if (missing := next((name for name in _FUNCTIONS if not hasattr(module, name)), None)) is not None:
+        return None, f"the extension was built from other sources, it has no {missing}: install gankernels again"
     if (op := _first_stale_op()) is not None:
         return None, f"the extension was built from other sources, its {op} is not theirs: install gankernels again"
     return module, None

@@ -60,3 +60,20 @@ def another_function(results: Sequence[Tensor], exact: Sequence[Tensor], dtype: 
         if not largest <= torch.finfo(dtype).eps ** 0.5 * scale:
             return f"result {index}: error {largest:.2e} on values up to {scale:.2e}"
     return None
+
+
+def another_function_between_kinks(
+    results: Sequence[Tensor], exact: Sequence[Tensor], dtype: torch.dtype
+) -> str | None:
+    """The rule of :func:`another_function` for gradients of what has ReLUs inside.
+
+    Rounding puts about a share epsilon of the ReLUs on the other side. Each changes a few numbers wholly, all of them
+    a gradient by about the square root of epsilon of its norm. So errors count as root mean square: up to the cube root
+    of epsilon, relative to that of the exact values.
+    """
+    for index, (got, want) in enumerate(zip(results, exact, strict=True)):
+        _, rms = errors(got, want)
+        _, scale = errors(torch.zeros_like(want), want)
+        if not rms <= torch.finfo(dtype).eps ** (1 / 3) * scale:
+            return f"result {index}: rms error {rms:.2e} on values of rms {scale:.2e}"
+    return None

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from gankernels.ops import conv2d_downsample, upsample_conv2d
+from gankernels.ops._resampled_convolution import Route
+from gankernels.ops.conv2d_downsample.op import route as route_down
+from gankernels.ops.upsample_conv2d.op import route as route_up
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -41,6 +47,35 @@ def by_hand_down(x: Tensor, weight: Tensor, bias: Tensor, activation="none") -> 
 def _shifted_sum(weight: Tensor) -> Tensor:
     w = F.pad(weight, (1, 1, 1, 1))
     return w[..., :-1, :-1] + w[..., :-1, 1:] + w[..., 1:, :-1] + w[..., 1:, 1:]
+
+
+@dataclass(frozen=True)
+class Op:
+    """One of the two, and what it is held against."""
+
+    name: str
+    function: Callable[..., Tensor]
+    stock: Callable[..., Tensor]
+    by_hand: Callable[..., Tensor]
+    route: Callable[..., Route]
+
+    def __str__(self) -> str:
+        return self.name
+
+    def ours(self, *tensors: Tensor | None, padding=(1, 1, 1, 1), activation="none") -> Tensor:
+        return self.function(*tensors, padding=padding, activation=activation, impl="library")
+
+    def has_output(self, size: tuple[int, int], kernel: tuple[int, int], padding: tuple[int, int, int, int]) -> bool:
+        """Whether the convolution has pixels, and as many as a mean needs."""
+        left, right, top, bottom = padding
+        scale, least = (2, 1) if self.name == "upsample_conv2d" else (1, 2)
+        height = scale * size[0] + top + bottom - kernel[0] + 1
+        width = scale * size[1] + left + right - kernel[1] + 1
+        return min(height, width) >= least
+
+
+UP = Op("upsample_conv2d", upsample_conv2d, stock_up, by_hand_up, route_up)
+DOWN = Op("conv2d_downsample", conv2d_downsample, stock_down, by_hand_down, route_down)
 
 
 def operands(

@@ -44,6 +44,12 @@ struct Passes {
   void (*backward_backward_fold)(const Problem&, const void* partial, void* sums, int64_t c_begin, int64_t c_end);
 };
 
+// Sample n of a problem with statistics per_sample, as the problem that it is: a batch of one. The passes know no other
+// kind, and a sample goes through all of them while it is in the cache.
+Forward sample_of(const Forward& batch, int64_t n);
+Backward sample_of(const Backward& batch, int64_t n);
+BackwardBackward sample_of(const BackwardBackward& batch, int64_t n);
+
 // The passes for this element type and activation, built for the instruction set that gankernels::cpu::isa() names.
 const Passes& passes(DType dtype, Activation activation);
 

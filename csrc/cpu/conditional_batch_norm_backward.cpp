@@ -41,8 +41,7 @@ void backward_terms(const Backward& args, const void* partial, void* terms, int6
 
   for (int64_t c0 = c_begin; c0 < c_end; c0 += kBlock) {
     const int64_t width = c_end - c0 < kBlock ? c_end - c0 : kBlock;
-    A rstd[kBlock];
-    double g[kBlock] = {}, gx[kBlock] = {};
+    double rstd[kBlock], g[kBlock] = {}, gx[kBlock] = {};
     for (int64_t k = 0; k < width; ++k) rstd[k] = rstd_of<A>(args.var, c0 + k, p.eps);
     for_each_row<2>(p, t, sums, c0, width, [&](int64_t rc, int64_t k, const double* s) GK_LAMBDA_INLINE {
       dbias[rc] = A(s[0]);
@@ -51,10 +50,10 @@ void backward_terms(const Backward& args, const void* partial, void* terms, int6
       gx[k] += gain[rc] * s[1];
     });
     for (int64_t k = 0; k < width; ++k) {
-      const BackwardTerms<A> of =
-          gankernels::conditional_batch_norm::backward_terms(rstd[k], A(g[k] / pixels), A(gx[k] / pixels));
-      of_x[c0 + k] = of.of_x;
-      of_1[c0 + k] = of.of_1;
+      const BackwardTerms<double> of =
+          gankernels::conditional_batch_norm::backward_terms(rstd[k], g[k] / pixels, gx[k] / pixels);
+      of_x[c0 + k] = A(of.of_x);
+      of_1[c0 + k] = A(of.of_1);
     }
   }
 }

@@ -47,9 +47,8 @@ void backward_backward_terms(const BackwardBackward& args, const void* partial, 
 
   for (int64_t c0 = c_begin; c0 < c_end; c0 += kBlock) {
     const int64_t width = c_end - c0 < kBlock ? c_end - c0 : kBlock;
-    A rstd[kBlock];
-    double g[kBlock] = {}, gx[kBlock] = {}, a[kBlock] = {}, ax[kBlock] = {}, ag[kBlock] = {}, q[kBlock] = {},
-           qx[kBlock] = {};
+    double rstd[kBlock], g[kBlock] = {}, gx[kBlock] = {}, a[kBlock] = {}, ax[kBlock] = {}, ag[kBlock] = {},
+                         q[kBlock] = {}, qx[kBlock] = {};
     for (int64_t k = 0; k < width; ++k) rstd[k] = rstd_of<A>(args.var, c0 + k, p.eps);
     for_each_row<5>(p, t, sums, c0, width, [&](int64_t rc, int64_t k, const double* s) GK_LAMBDA_INLINE {
       g[k] += gain[rc] * s[0];
@@ -60,18 +59,18 @@ void backward_backward_terms(const BackwardBackward& args, const void* partial, 
       q[k] += ddgain[rc] * s[0];
       qx[k] += ddgain[rc] * s[1];
     });
-    ChannelMeans<A> means[kBlock];
+    ChannelMeans<double> means[kBlock];
     for (int64_t k = 0; k < width; ++k) {
       const double r = rstd[k];
       if (p.batch_statistics)
-        means[k] = {A(g[k] / pixels),  A(r * gx[k] / pixels), A(a[k] / pixels),     A(r * ax[k] / pixels),
-                    A(ag[k] / pixels), A(q[k] / pixels),      A(r * qx[k] / pixels)};
-      const ChannelTerms<A> terms_of = channel_terms(rstd[k], means[k]);
-      const A row[5] = {terms_of.of_ddx, terms_of.of_x, terms_of.of_1, means[k].a, means[k].ax};
-      for (int i = 0; i < 5; ++i) of[i * p.c + c0 + k] = row[i];
+        means[k] = {g[k] / pixels,  r * gx[k] / pixels, a[k] / pixels,     r * ax[k] / pixels,
+                    ag[k] / pixels, q[k] / pixels,      r * qx[k] / pixels};
+      const ChannelTerms<double> terms_of = channel_terms(r, means[k]);
+      const double row[5] = {terms_of.of_ddx, terms_of.of_x, terms_of.of_1, means[k].a, means[k].ax};
+      for (int i = 0; i < 5; ++i) of[i * p.c + c0 + k] = A(row[i]);
     }
     for_each_row<5>(p, t, sums, c0, width, [&](int64_t rc, int64_t k, const double* s) GK_LAMBDA_INLINE {
-      dgain[rc] = second_order_dgain(rstd[k], A(s[0]), A(s[1]), A(s[4]), means[k]);
+      dgain[rc] = A(second_order_dgain(rstd[k], s[0], s[1], s[4], means[k]));
     });
   }
 }
@@ -100,11 +99,12 @@ void backward_backward(const BackwardBackward& args, const void* terms, int64_t 
     const A *gain = static_cast<const A*>(args.gain) + row, *ddgain = static_cast<const A*>(args.ddgain) + row,
             *ddbias = static_cast<const A*>(args.ddbias) + row;
     const auto of_row = [&](int64_t c) GK_LAMBDA_INLINE {
-      const A rstd = affine.rstd[c];
-      ChannelMeans<A> means;
+      const double rstd = affine.rstd[c];
+      ChannelMeans<double> means;
       means.a = of[3 * p.c + c];
       means.ax = of[4 * p.c + c];
-      return row_terms(rstd, gain[c] * rstd, ddgain[c], ddbias[c], means);
+      const RowTerms<double> terms = row_terms<double>(rstd, gain[c] * rstd, ddgain[c], ddbias[c], means);
+      return RowTerms<A>{A(terms.of_dz), A(terms.of_mask)};
     };
     expand<T>(tile, columns, ddxs, [&](int64_t c) { return of[c]; });
     expand<T>(tile, columns, xs, [&](int64_t c) { return of[p.c + c]; });

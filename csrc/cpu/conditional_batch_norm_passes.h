@@ -64,15 +64,15 @@ GK_INLINE int64_t widest(const Problem& p) {
 // Whether a result is so large that it would have left the caches before anybody reads it.
 template <class T>
 GK_INLINE bool is_large(const Problem& p) {
-  return p.n * p.c * p.l * int64_t(sizeof(T)) >= kLargeBytes;
+  return p.batch * p.n * p.c * p.l * int64_t(sizeof(T)) >= kLargeBytes;
 }
 
 // ---- Per-column values ----
 
-// Rounded once: it multiplies everything.
+// Not rounded: the second order has its cube, and so would have three times its error.
 template <class A>
-GK_INLINE A rstd_of(const void* var, int64_t c, double eps) {
-  return A(1 / std::sqrt(static_cast<const A*>(var)[c] + eps));
+GK_INLINE double rstd_of(const void* var, int64_t c, double eps) {
+  return 1 / std::sqrt(static_cast<const A*>(var)[c] + eps);
 }
 
 // The same of every channel that the tiles [begin, end) have.
@@ -88,7 +88,7 @@ class Rstds {
         values_(1, count_) {
     for (int64_t k = 0; k < count_; ++k) values_[0][k] = rstd_of<A>(args.var, first_ + k, args.problem.eps);
   }
-  GK_INLINE A operator[](int64_t c) { return values_[0][c - first_]; }
+  GK_INLINE double operator[](int64_t c) { return values_[0][c - first_]; }
 
  private:
   template <class Args>
@@ -97,7 +97,7 @@ class Rstds {
   }
 
   int64_t first_, count_;
-  Scratch<A> values_;
+  Scratch<double> values_;
 };
 
 // Fills dst with value(channel) for every column.
@@ -155,7 +155,7 @@ struct Affine {
     const int64_t row = args.problem.row_of(tile.sample) * args.problem.c;
     const A *gains = static_cast<const A*>(args.gain) + row, *biases = static_cast<const A*>(args.bias) + row,
             *means = static_cast<const A*>(args.mean);
-    const auto scale_of = [&](int64_t c) GK_LAMBDA_INLINE { return gains[c] * rstd[c]; };
+    const auto scale_of = [&](int64_t c) GK_LAMBDA_INLINE { return A(gains[c] * rstd[c]); };
     expand<T>(tile, columns, mean, [&](int64_t c) { return means[c]; });
     expand<T>(tile, columns, scale, scale_of);
     expand<T>(tile, columns, bias, [&](int64_t c) { return constant_of<T>(biases[c], scale_of(c), means[c]); });

@@ -157,8 +157,10 @@ GK_INLINE void clear(A* columns, int64_t width) {
 }
 
 // Rows whose numbers are added one after the other; the sums of such runs are then added up. The rounding error of a
-// sum grows with the length of its chains, and a tile's hundreds of rows would make them long.
-inline constexpr int64_t kRunRows = 16;
+// sum grows with the length of its chains, and a tile's hundreds of rows would make them long. 16-bit operands are
+// rounded so much that longer chains do no harm.
+template <class T>
+inline constexpr int64_t kRunRows = sizeof(T) == 2 ? 16 : 8;
 
 // How far ahead a strip of rows asks for its operands: the processor does not foresee its jumps from row to row.
 inline constexpr int64_t kPrefetchRows = 8;
@@ -197,7 +199,7 @@ GK_INLINE void sweep_sums(const Columns& columns, const T* const (&in)[kIn],
   int64_t row = 0;
   do {
     for (A* sum : run) clear(sum, width);
-    const int64_t end = row + kRunRows < columns.rows ? row + kRunRows : columns.rows;
+    const int64_t end = row + kRunRows<T> < columns.rows ? row + kRunRows<T> : columns.rows;
     for (; row + kStrip <= end; row += kStrip) rows_at.template operator()<kStrip>(row);
     for (; row < end; ++row) rows_at.template operator()<1>(row);
     if (row == columns.rows)

@@ -3,12 +3,13 @@
 
 namespace gankernels::conditional_batch_norm::cuda {
 
-// The channel's first value. Means are kept as distances from it: where |mean| >> std they have the size of std, and so
-// have their rounding errors when they are merged.
+// The channel's first value, in the sample whose statistics they are. Means are kept as distances from it: where |mean|
+// >> std they have the size of std, and so have their rounding errors when they are merged.
 template <class T>
-__device__ __forceinline__ Accumulator<T> origin(const Forward& args, int64_t c) {
-  const int64_t stride = args.problem.layout == Layout::kChannelsLast ? 1 : args.problem.l;
-  return static_cast<Accumulator<T>>(static_cast<const T*>(args.x)[c * stride]);
+__device__ __forceinline__ Accumulator<T> origin(const Forward& args, int64_t n, int64_t c) {
+  const Problem& p = args.problem;
+  const int64_t stride = p.layout == Layout::kChannelsLast ? 1 : p.l, sample = p.per_sample ? n * p.c * p.l : 0;
+  return static_cast<Accumulator<T>>(static_cast<const T*>(args.x)[sample + c * stride]);
 }
 
 // Bytes: N*C*L elements in (x); out the moments [slices, C] of the tiles. Deviations are taken from a tile's own first
@@ -42,7 +43,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
 #pragma unroll
     for (int k = 0; k < kLanes; ++k) {
       const A mean = sum[k] / count, m2 = squares[k] - sum[k] * mean;
-      moments[k] = {count, shift[k] - origin<T>(args, tile.c + k) + mean, m2 < 0 ? A(0) : m2};
+      moments[k] = {count, shift[k] - origin<T>(args, tile.n, tile.c + k) + mean, m2 < 0 ? A(0) : m2};
     }
   }
   Access::reduce(moments);
@@ -51,27 +52,29 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
   for (int k = 0; k < kLanes; ++k) partials[tile.slice * tiling.c + tile.c + k] = moments[k];
 }
 
-// Merges the moments of a channel, in the type of the results; NaN where there were no pixels. Bytes: moments
-// [slices, C] in, mean and var [C] out.
+// Merges the moments of a channel, `slices` of them, in the type of the results; NaN where there were no pixels. Bytes:
+// moments [sets, slices, C] in, mean and var [sets, C] out, where a set is the batch or a sample.
 template <class T, class Out>
 __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
     statistics_kernel(Forward args, const Moments<Accumulator<T>>* partials, int64_t slices) {
   using A = Accumulator<T>;
-  const int64_t c = static_cast<int64_t>(blockIdx.x) * kFinishX + threadIdx.x;
-  const bool exists = c < args.problem.c;
+  const Problem& p = args.problem;
+  const unsigned groups = ceil_div<int64_t>(p.c, kFinishX), set = blockIdx.x / groups;
+  const int64_t c = static_cast<int64_t>(blockIdx.x % groups) * kFinishX + threadIdx.x;
+  const bool exists = c < p.c;
   Moments<Out> moments[1] = {};
   if (exists) {
     for (int64_t s = threadIdx.y; s < slices; s += blockDim.y) {
-      const Moments<A> partial = partials[s * args.problem.c + c];
+      const Moments<A> partial = partials[(set * slices + s) * p.c + c];
       moments[0] = merge(moments[0], {partial.count, partial.mean, partial.m2});
     }
   }
   reduce_rows(moments);
   if (threadIdx.y != 0 || !exists) return;
   const Out var = moments[0].m2 / moments[0].count;
-  static_cast<Out*>(args.mean)[c] =
-      moments[0].count == 0 ? var : static_cast<Out>(origin<T>(args, c)) + moments[0].mean;
-  static_cast<Out*>(args.var)[c] = var;
+  static_cast<Out*>(args.mean)[set * p.c + c] =
+      moments[0].count == 0 ? var : static_cast<Out>(origin<T>(args, set, c)) + moments[0].mean;
+  static_cast<Out*>(args.var)[set * p.c + c] = var;
 }
 
 // Bytes: N*C*L elements in (x), as many out (y). From the end to the beginning, since the end of x is what the pass
@@ -109,8 +112,9 @@ void launch_statistics(Launches& launches, const Forward& args, void* workspace)
   const Tiling tiling = tile_batch(p, Access::kWidth);
   auto* partials = static_cast<Moments<Accumulator<T>>*>(workspace);  // [slices, C]
   launches(moments_kernel<Access>, tiling.blocks, tiling.threads(), args, tiling, partials);
-  launches(statistics_kernel<T, Out>, ceil_div<int64_t>(p.c, kFinishX), finish_threads(), args, partials,
-           tiling.slices());
+  const int64_t sets = p.per_sample ? p.n : 1;
+  launches(statistics_kernel<T, Out>, sets * ceil_div<int64_t>(p.c, kFinishX), finish_threads(), args, partials,
+           sets > 0 ? tiling.slices() / sets : 0);
 }
 
 }  // namespace
@@ -150,8 +154,8 @@ int64_t workspace_bytes(const Problem& p, int order) {
     const int64_t partials = (order == 0 ? tile_batch(p, width) : tile_pictures(p, width)).slices() * p.c;
     const int64_t planes = p.n * p.c, rows = p.rows() * p.c;
     if (order == 0) most = std::max(most, 3 * partials);
-    if (order == 1) most = std::max(most, 2 * (partials + planes) + 2 * p.c);
-    if (order == 2) most = std::max(most, 5 * (partials + planes) + 2 * rows + 3 * p.c);
+    if (order == 1) most = std::max(most, 2 * (partials + planes + p.statistics()));
+    if (order == 2) most = std::max(most, 5 * (partials + planes) + 2 * rows + 3 * p.statistics());
   }
   return most * accumulator + order_bytes(p);
 }

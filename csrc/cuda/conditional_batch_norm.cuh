@@ -12,10 +12,18 @@ inline Tiling tile_pictures(const Problem& p, int width) {
   return gankernels::tile_pictures(p.n, p.c, p.l, p.layout, width);
 }
 
-// For statistics, samples are nothing: in channels_last the batch is one picture of N * L pixels.
+// For statistics of the batch, samples are nothing: in channels_last it is one picture of N * L pixels.
 inline Tiling tile_batch(const Problem& p, int width) {
-  if (p.layout == Layout::kContiguous) return tile_pictures(p, width);
+  if (p.layout == Layout::kContiguous || p.per_sample) return tile_pictures(p, width);
   return gankernels::tile_pictures(std::min<int64_t>(p.n, 1), p.c, p.n * p.l, p.layout, width);
+}
+
+// To the steps on [N, C], which know no pixels, samples with statistics of their own are one with N * C channels.
+template <class Args>
+Args as_one_sample(Args args) {
+  Problem& p = args.problem;
+  if (p.per_sample) p.c *= p.n, p.n = 1, p.per_sample = false;
+  return args;
 }
 
 // Planes are counted in 32 bits on the device.
@@ -87,11 +95,11 @@ struct Normalization {
   __device__ Normalization(const Args& args, const Tile& tile) {
     const Problem& p = args.problem;
     const A eps = p.eps;
-    const int64_t row = known_row(p, tile.n);
+    const int64_t row = known_row(p, tile.n), statistic = p.statistic(tile.n, tile.c);
 #pragma unroll
     for (int k = 0; k < kLanes; ++k) {
-      mean[k] = static_cast<const A*>(args.mean)[tile.c + k];
-      const A rstd = reciprocal_deviation(static_cast<const A*>(args.var)[tile.c + k], eps);
+      mean[k] = static_cast<const A*>(args.mean)[statistic + k];
+      const A rstd = reciprocal_deviation(static_cast<const A*>(args.var)[statistic + k], eps);
       scale[k] = row < 0 ? static_cast<A>(NAN) : static_cast<const A*>(args.gain)[row * p.c + tile.c + k] * rstd;
       bias[k] = row < 0 ? static_cast<A>(NAN) : static_cast<const A*>(args.bias)[row * p.c + tile.c + k];
     }

@@ -94,9 +94,10 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
   if (tile.count == 0) return;
   const Normalization<A, kLanes> norm(args, tile);
   const A slope = args.problem.slope;
+  const int64_t statistic = args.problem.statistic(tile.n, tile.c);
   BackwardTerms<A> term[kLanes];
 #pragma unroll
-  for (int k = 0; k < kLanes; ++k) term[k] = terms[tile.c + k];
+  for (int k = 0; k < kLanes; ++k) term[k] = terms[statistic + k];
   stream<4>(
       tile, [&](int64_t offset) { return load_pixels<Access>(args, offset); },
       [&](int64_t offset, const Pixels<T, kWidth>& pixels) {
@@ -145,11 +146,12 @@ int backward(const Backward& given, void* workspace, void* stream) {
   return with_kernels(args, [&](auto access, auto act, const Tiling& tiling) -> int {
     using Access = decltype(access);
     using A = Accumulator<typename Access::Element>;
-    auto* sums = static_cast<Sums<A, 2>*>(workspace);                     // [N, C]
-    auto* terms = reinterpret_cast<BackwardTerms<A>*>(sums + p.n * p.c);  // [C]
-    auto* partials = reinterpret_cast<Sums<A, 2>*>(terms + p.c);          // [N, splits, C]
+    auto* sums = static_cast<Sums<A, 2>*>(workspace);                        // [N, C]
+    auto* terms = reinterpret_cast<BackwardTerms<A>*>(sums + p.n * p.c);     // [statistics]
+    auto* partials = reinterpret_cast<Sums<A, 2>*>(terms + p.statistics());  // [N, splits, C]
     launch_sums<Access, act()>(launches, args, tiling, sums, partials);
-    launches(backward_terms_kernel<A>, ceil_div<int64_t>(p.c, kFinishX), finish_threads(), args, sums, terms);
+    launches(backward_terms_kernel<A>, ceil_div<int64_t>(p.statistics(), kFinishX), finish_threads(),
+             as_one_sample(args), sums, terms);
     launches(backward_kernel<Access, act()>, tiling.blocks, tiling.threads(), args, tiling, terms);
     return launches.error;
   });

@@ -123,13 +123,13 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
   if (tile.count == 0) return;
   const Normalization<A, kLanes> norm(args, tile);
   const A slope = args.problem.slope;
-  const int64_t row = known_row(args.problem, tile.n);
+  const int64_t row = known_row(args.problem, tile.n), statistic = args.problem.statistic(tile.n, tile.c);
   RowTerms<A> of_row[kLanes];
   ChannelTerms<A> channel[kLanes];
 #pragma unroll
   for (int k = 0; k < kLanes; ++k) {
     of_row[k] = row < 0 ? RowTerms<A>{NAN, NAN} : row_terms[row * tiling.c + tile.c + k];
-    channel[k] = channel_terms[tile.c + k];
+    channel[k] = channel_terms[statistic + k];
   }
   stream<4>(
       tile, [&](int64_t offset) { return load_pixels<Access>(args, offset); },
@@ -186,11 +186,11 @@ int backward_backward(const BackwardBackward& given, void* workspace, void* stre
     using A = Accumulator<typename Access::Element>;
     auto* sums = static_cast<Sums<A, 5>*>(workspace);                                      // [N, C]
     auto* row_terms = reinterpret_cast<RowTerms<A>*>(sums + p.n * p.c);                    // [rows, C]
-    auto* channel_terms = reinterpret_cast<ChannelTerms<A>*>(row_terms + p.rows() * p.c);  // [C]
-    auto* partials = reinterpret_cast<Sums<A, 5>*>(channel_terms + p.c);                   // [N, splits, C]
+    auto* channel_terms = reinterpret_cast<ChannelTerms<A>*>(row_terms + p.rows() * p.c);  // [statistics]
+    auto* partials = reinterpret_cast<Sums<A, 5>*>(channel_terms + p.statistics());        // [N, splits, C]
     launch_sums<Access, act()>(launches, args, tiling, sums, partials);
-    launches(backward_backward_terms_kernel<A>, ceil_div<int64_t>(p.c, kFinishX), finish_threads(), args, sums,
-             row_terms, channel_terms);
+    launches(backward_backward_terms_kernel<A>, ceil_div<int64_t>(p.statistics(), kFinishX), finish_threads(),
+             as_one_sample(args), sums, row_terms, channel_terms);
     launches(backward_backward_kernel<Access, act()>, tiling.blocks, tiling.threads(), args, tiling, row_terms,
              channel_terms);
     return launches.error;

@@ -7,6 +7,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <functional>
 #include <string>
 
@@ -29,6 +30,10 @@ inline bool requires_grad(const Tensor& t) {
 }
 inline bool requires_grad(const Optional& t) {
   return t && t->requires_grad();
+}
+
+inline bool requires_grad(at::TensorList list) {
+  return std::any_of(list.begin(), list.end(), [](const Tensor& t) { return t.requires_grad(); });
 }
 
 // Whether a call must be remembered.

@@ -2,6 +2,7 @@
 // CPU's passes are spread over threads.
 #pragma once
 
+#include <ATen/DimVector.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
@@ -32,6 +33,22 @@ inline Problem problem_of(const Tensor& x, bool batch_statistics, double eps, st
   TORCH_CHECK(x.dim() == 4, "x: got ", x.dim(), " dimensions, expected 4: [N, C, H, W]");
   return {x.size(0), x.size(1), x.size(2) * x.size(3), layout_of(x), dtype_of(x), activation_of(activation),
           slope,     eps,       batch_statistics};
+}
+
+// Of mean and var.
+inline at::DimVector statistics_shape(const Problem& p, bool of_samples) {
+  return of_samples ? at::DimVector{p.n, p.c} : at::DimVector{p.c};
+}
+
+// The problem with statistics of each sample, in the form that kernels take.
+inline Problem per_sample(Problem p) {
+  TORCH_CHECK(!p.labels, "labels: got a tensor, expected none with statistics of each sample");
+  if (p.layout == Layout::kContiguous) {
+    p.c *= p.n, p.n = 1;
+  } else {
+    p.per_sample = true;
+  }
+  return p;
 }
 
 // With x's shape and device, in the layout of the problem.
@@ -122,10 +139,32 @@ void run(const Problem& p, Part part, Sums&& sums, Terms&& terms, Apply&& apply)
   if (with_apply) at::parallel_for(0, t.tiles, tile_grain, apply);
 }
 
-// `like` is on the device and in the accumulation type.
-inline Tensor partials(const Problem& p, const Tensor& like, int order) {
+// Of `problems` problems like p; `like` is on the device and in the accumulation type.
+inline Tensor partials(const Problem& p, const Tensor& like, int order, int64_t problems = 1) {
   const auto dtype = order == 0 ? at::kDouble : like.scalar_type();
-  return at::empty({cpu::kPartials[order], cpu::tiling(p).slots, p.c}, like.options().dtype(dtype));
+  return at::empty({problems, cpu::kPartials[order], cpu::tiling(p).slots, p.c}, like.options().dtype(dtype));
+}
+
+// Calls run_order(args, partial, terms) once, or for each sample whose statistics are its own: samples are spread over
+// threads where there are enough of them, and a sample is where there are not.
+template <class Args, class Order>
+void run_each(const Args& args, const Tensor& like, int order, Order&& run_order) {
+  const Problem& p = args.problem;
+  const int64_t problems = p.per_sample ? p.n : 1;
+  const auto problem = [&](int64_t n) { return p.per_sample ? cpu::sample_of(args, n) : args; };
+  const Tensor partial = partials(problem(0).problem, like, order, problems),
+               terms = at::empty({problems, cpu::kTerms[order], p.c}, like.options());
+  const auto part_of = [](const Tensor& t, int64_t n) {
+    return static_cast<char*>(t.mutable_data_ptr()) + n * t.stride(0) * t.element_size();
+  };
+  const auto work = [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n) run_order(problem(n), part_of(partial, n), part_of(terms, n));
+  };
+  if (problems > 1 && problems >= at::get_num_threads()) {
+    at::parallel_for(0, problems, at::divup(kGrain, std::max<int64_t>(p.c * p.l, 1)), work);
+  } else {
+    work(0, problems);
+  }
 }
 
 // ---- The GPU's stream ----

@@ -15,11 +15,11 @@ struct Formula {
 };
 
 Three forward_op(const Tensor& x, const Tensor& gain, const Tensor& bias, const Optional& labels, const Optional& mean,
-                 const Optional& var, const Formula& f) {
+                 const Optional& var, const Formula& f, bool per_sample) {
   static const auto call =
       op<Three(const Tensor&, const Tensor&, const Tensor&, const Optional&, const Optional&, const Optional&, double,
-               std::string_view, double)>("gankernels::conditional_batch_norm_forward");
-  return call.call(x, gain, bias, labels, mean, var, f.eps, f.activation, f.slope);
+               std::string_view, double, bool)>("gankernels::conditional_batch_norm_forward");
+  return call.call(x, gain, bias, labels, mean, var, f.eps, f.activation, f.slope, per_sample);
 }
 
 // Of x, gain, bias, labels, mean and var, which both backwards take behind their cotangents.
@@ -69,16 +69,16 @@ struct Forward : Function<Forward> {
   // of x's.
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& gain, const Tensor& bias,
                         const Optional* labels, const Optional* mean, const Optional* var, const Formula& f,
-                        Three* all) {
+                        bool per_sample, Three* all) {
     at::AutoDispatchBelowADInplaceOrView below;
-    *all = forward_op(x, gain, bias, *labels, *mean, *var, f);
+    *all = forward_op(x, gain, bias, *labels, *mean, *var, f, per_sample);
     Saved{{x, gain, bias, or_undefined(*labels), std::get<1>(*all), std::get<2>(*all)}, !mean->has_value(), f}.save(
         ctx);
     return std::get<0>(*all);
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& dy) {
     auto [dx, dgain, dbias] = backward_op(dy[0], Saved::of(ctx));
-    return {dx, dgain, dbias, Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
+    return {dx, dgain, dbias, Tensor(), Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
   }
 };
 
@@ -99,15 +99,15 @@ struct Backward : Function<Backward> {
 };
 
 Three forward(const Tensor& x, const Tensor& gain, const Tensor& bias, const Optional& labels, const Optional& mean,
-              const Optional& var, double eps, std::string_view activation, double slope) {
+              const Optional& var, double eps, std::string_view activation, double slope, bool per_sample) {
   const Formula f = {eps, std::string(activation), slope};
   if (recorded(x, gain, bias)) {
     Three all;
-    const Tensor y = Forward::apply(x, gain, bias, &labels, &mean, &var, f, &all);
+    const Tensor y = Forward::apply(x, gain, bias, &labels, &mean, &var, f, per_sample, &all);
     return {y, std::get<1>(all), std::get<2>(all)};
   }
   at::AutoDispatchBelowADInplaceOrView below;
-  return forward_op(x, gain, bias, labels, mean, var, f);
+  return forward_op(x, gain, bias, labels, mean, var, f, per_sample);
 }
 
 Three backward(const Tensor& dy, const Tensor& x, const Tensor& gain, const Tensor& bias, const Optional& labels,

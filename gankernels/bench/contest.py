@@ -158,6 +158,8 @@ def _best(entries: Sequence[Entry]) -> list[Entry]:
 
 
 def _one_line(error: BaseException) -> str:
+    # Of a compiler, what it refused: its command and its warnings come first, and are long.
+    refused = re.search(r"^\S+:\d+:\d+: (?:fatal )?(error: .*)$", str(error), re.MULTILINE)
     # Of a file, its name alone: rows are committed, and folders are the machine's own.
-    text = re.sub(r"(?<!\S)(?:/[^\s/]+)*/(?=[^\s/])", "", " ".join(str(error).split()))
+    text = re.sub(r"(?<!\S)(?:/[^\s/]+)*/(?=[^\s/])", "", " ".join((refused[1] if refused else str(error)).split()))
     return f"{type(error).__name__}: {text}"[:200]

@@ -75,6 +75,8 @@ class Benchmark:
             (None), ``stock`` in fp64 is the definition.
         kink: ``(case, *fp64 tensors) -> tensor`` of the output's shape: the distance from where the op's derivative
             jumps. Within rounding of it no cotangent enters, since either side is right.
+        kinks_inside: of a ``step`` whose results are gradients of what has many ReLUs inside: a few of them lie within
+            rounding of zero whatever the numbers, and errors count as root mean square.
         launches: kernel launches that any implementation needs, for the floor of small shapes.
         place: ``(tensors, dtype, memory format) -> tensors``: how inputs, on their device already, take a row's dtype
             and layout, where not as ``inputs`` says: the weights of a step stay in fp32 beside bf16 pictures.
@@ -96,6 +98,7 @@ class Benchmark:
     modes: Sequence[str] = (FORWARD, FORWARD_BACKWARD)
     reference: str | None = None
     kink: Callable[..., Tensor] | None = None
+    kinks_inside: bool = False
     launches: Callable[[str], int] = lambda mode: 1
     place: Callable[[Sequence[Tensor], torch.dtype, torch.memory_format], Sequence[Tensor]] | None = None
     judged: Callable[[Sequence[Tensor]], Sequence[Tensor]] | None = None

@@ -29,7 +29,8 @@ from gankernels.ops import spectral_norm
 Settings = tuple[tuple[str, Any], ...]
 
 _HALF = (torch.bfloat16, torch.float16)
-_INPUTS = 4  # pictures, labels, latents and weights of the interpolation; the networks' state follows
+#: What is drawn for a step: pictures, labels, latents and weights of the interpolation; the networks' state follows.
+INPUTS = 4
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -98,14 +99,21 @@ def networks(preset: str, settings: Settings, stock: bool) -> Networks:
         pair = to_stock(pair[0]), to_stock(pair[1])
     generator, discriminator = pair
     both = nn.ModuleDict({"generator": generator, "discriminator": discriminator})
-    parameters, buffers = dict(both.named_parameters()), dict(both.named_buffers())
-    norms: dict[str, nn.Module] = {}
-    for name, module in list(both.named_modules()):
-        if parametrize.is_parametrized(module, "weight"):
-            (norms[f"{name}.weight"],) = module.parametrizations.weight
-            parametrize.remove_parametrizations(module, "weight", leave_parametrized=False)
+    parameters, buffers, norms = take_apart(both)
     mixes_samples = any(isinstance(module, BatchNorm2d) for module in discriminator.modules())
     return Networks(generator, discriminator, parameters, buffers, norms, mixes_samples)
+
+
+def take_apart(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, nn.Module]]:
+    """A module's parameters and buffers, and its spectral norms, which it loses, by the names of their weights."""
+    parameters: dict[str, Tensor] = dict(module.named_parameters())
+    buffers = dict(module.named_buffers())
+    norms: dict[str, nn.Module] = {}
+    for name, layer in list(module.named_modules()):
+        if parametrize.is_parametrized(layer, "weight"):
+            (norms[f"{name}.weight"],) = layer.parametrizations.weight
+            parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
+    return parameters, buffers, norms
 
 
 def new_inputs(preset: str, settings: Settings, shape: tuple[int, ...], rng: torch.Generator) -> list[Tensor]:
@@ -145,7 +153,7 @@ def place(tensors: Sequence[Tensor], dtype: torch.dtype, memory_format: torch.me
     full = torch.float32 if dtype in _HALF else dtype
     return [
         tensor.to(
-            dtype if index < _INPUTS else full,
+            dtype if index < INPUTS else full,
             memory_format=memory_format if tensor.dim() == 4 else torch.preserve_format,
         )
         if tensor.is_floating_point()
@@ -171,7 +179,7 @@ def run(
     # Running statistics and the vectors of spectral norms move within a step: it has its own.
     buffers = {name: tensor.detach().clone() for name, tensor in zip(players.buffers, state[count:], strict=True)}
     given = {**weights, **buffers}
-    _take_spectral_norms(given, players.norms)
+    take_spectral_norms(given, players.norms)
 
     def call(player: nn.Module, prefix: str, *args: Tensor) -> Tensor:
         own = {name.removeprefix(prefix): tensor for name, tensor in given.items() if name.startswith(prefix)}
@@ -197,7 +205,7 @@ def run(
     return [value.detach(), *torch.autograd.grad(value, updated)]
 
 
-def _take_spectral_norms(given: dict[str, Tensor], norms: Mapping[str, nn.Module]) -> None:
+def take_spectral_norms(given: dict[str, Tensor], norms: Mapping[str, nn.Module]) -> None:
     """Put the normalised weights in the place of those they are made from: ours by one call, torch's one by one."""
     prefixes = [name.removesuffix("weight") + "parametrizations.weight." for name in norms]
     weights = [given.pop(f"{prefix}original") for prefix in prefixes]

@@ -12,7 +12,12 @@ from torch import Tensor
 
 from gankernels.bench.declaration import DOUBLE_BACKWARD, STEP, Benchmark, Case
 from gankernels.bench.providers import Provider, in_mode, outputs_of
-from gankernels.verification import another_function, beyond_twice_eager, errors
+from gankernels.verification import (
+    another_function,
+    another_function_between_kinks,
+    beyond_twice_eager,
+    errors,
+)
 
 #: Nearer than this to a kink a result may lie on either side of it: in units of the dtype's epsilon, and of the largest
 #: error of eager PyTorch's outputs, whichever is more. A sum over a large batch may lose more than its epsilon.
@@ -119,6 +124,8 @@ class Problem:
         # A whole step's rounding is a matter of chance: one ReLU that flips decides it. Its ops are held to the rule.
         if eager and self.mode != STEP:
             return beyond_twice_eager(results, self.exact, eager)
+        if self.benchmark.kinks_inside:
+            return another_function_between_kinks(results, self.exact, provider.dtype)
         return another_function(results, self.exact, provider.dtype)
 
     def sets(self, cache_bytes: int, memory_bytes: int) -> int:

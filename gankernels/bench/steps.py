@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from gankernels import dispatch, penalties
 from gankernels.bench import functional_step
+from gankernels.bench.block_step import BLOCKS
 from gankernels.bench.declaration import STEP, Benchmark, Case
 from gankernels.bench.declarations._convolution import DTYPES
+from gankernels.bench.flops import count_flops
 from gankernels.bench.functional_step import Called, Game, Settings, Step
 from gankernels.bench.penalty_step import PENALTY_STEP
 from gankernels.losses import LOSSES
@@ -176,21 +176,8 @@ def _flops(step: Step, case: Case, mode: str) -> float:
 @functools.cache
 def _count(step: Step, preset: str, settings: Settings, loss: str, shape: tuple[int, ...]) -> float:
     players = functional_step.networks(preset, settings, stock=True)
-    with _FlopCounter() as counter:
-        functional_step.run(step, players, functional_step.inputs_without_numbers(players, shape), loss=loss)
-    return float(counter.total)
-
-
-class _FlopCounter(TorchDispatchMode):
-    """Adds up torch's formulas. Torch's own counter follows modules, and so refuses ``autograd.grad``."""
-
-    total = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if func.overloadpacket in flop_registry:
-            self.total += flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=out)
-        return out
+    tensors = functional_step.inputs_without_numbers(players, shape)
+    return count_flops(lambda: functional_step.run(step, players, tensors, loss=loss))
 
 
 # As examples/demo.sh has it.
@@ -200,8 +187,8 @@ _SNGAN = (
     make_case("sngan-32, the demo's widths", "sngan-32", 64, quick=True, channels=1, **_DEMO),
     make_case("sngan-32", "sngan-32", 64),
 )
-_BIGGAN = make_case("biggan-32", "biggan-32", 64)
-_DCGAN = make_case("dcgan-64", "dcgan-64", 64, loss="non-saturating")
+_BIGGAN = (make_case("biggan-32", "biggan-32", 64), make_case("biggan-128", "biggan-128", 4))
+_DCGAN = make_case("dcgan-64", "dcgan-64", 128, loss="non-saturating")
 _WGAN_GP = make_case("wgan-gp-64", "wgan-gp-64", 16, loss="wasserstein")
 _R3GAN = (
     make_case("r3gan-32, ch 96", "r3gan-32", 16, loss="rpgan", quick=True, ch=96),
@@ -210,12 +197,12 @@ _R3GAN = (
 
 #: The kinds of step, and the networks that take them in training. One more is a line more.
 CASES: dict[Step, tuple[Case, ...]] = {
-    Step("d_step", "discriminator", _d): (*_SNGAN, _BIGGAN, _DCGAN),
-    Step("g_step", "generator", _g): (*_SNGAN, _BIGGAN, _DCGAN, _WGAN_GP, _R3GAN[1]),
-    Step("d_step_r1", "discriminator", _r1, _r1_by_the_engine): (*_SNGAN, _BIGGAN),
+    Step("d_step", "discriminator", _d): (*_SNGAN, *_BIGGAN, _DCGAN),
+    Step("g_step", "generator", _g): (*_SNGAN, *_BIGGAN, _DCGAN, _WGAN_GP, _R3GAN[1]),
+    Step("d_step_r1", "discriminator", _r1, _r1_by_the_engine): (*_SNGAN, _BIGGAN[0]),
     Step("d_step_wgan_gp", "discriminator", _wgan_gp, _wgan_gp_by_the_engine): (_SNGAN[0], _WGAN_GP),
     Step("d_step_r3gan", "discriminator", _r3gan, _r3gan_by_the_engine): _R3GAN,
 }
 
-#: One benchmark for each kind of step, and the price of a penalty alone.
-STEPS = (*(make_benchmark(kind, cases) for kind, cases in CASES.items()), PENALTY_STEP)
+#: One benchmark for each kind of step, the price of a penalty alone, and single blocks.
+STEPS = (*(make_benchmark(kind, cases) for kind, cases in CASES.items()), PENALTY_STEP, *BLOCKS)

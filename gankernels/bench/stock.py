@@ -19,6 +19,7 @@ from gankernels.nn import (
     ConvTranspose2d,
     DownsampleConv2d,
     InstanceNorm2d,
+    NormConvTranspose2d,
     ResBlockDown,
     ResBlockUp,
     UpsampleConv2d,
@@ -99,6 +100,14 @@ class StockConvTranspose2d(ConvTranspose2d):
         return activate(nn.ConvTranspose2d.forward(self, input, output_size), self.activation, self.slope)
 
 
+class StockNormConvTranspose2d(NormConvTranspose2d):
+    """The two layers, one after the other."""
+
+    def forward(self, x: Tensor, *condition: Tensor) -> Tensor:
+        """As :meth:`NormConvTranspose2d.forward`."""
+        return self.conv(self.norm(x, *condition))
+
+
 class StockUpsampleConv2d(UpsampleConv2d):
     """Each pixel four times, the convolution, the activation."""
 
@@ -156,6 +165,7 @@ _STOCK: dict[type[nn.Module], type[nn.Module]] = {
     Conv2d: nn.Conv2d,
     _Conv2d: nn.Conv2d,
     ConvTranspose2d: StockConvTranspose2d,
+    NormConvTranspose2d: StockNormConvTranspose2d,
     UpsampleConv2d: StockUpsampleConv2d,
     DownsampleConv2d: StockDownsampleConv2d,
     ResBlockUp: StockResBlockUp,

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from gankernels.models.initialisation import normal
 from gankernels.models.interface import GeneratorModule
 from gankernels.nn import BatchNorm2d, ConditionalBatchNorm2d, Conv2d, ConvTranspose2d
+from gankernels.nn.norm_conv_transpose2d import norm_conv_transpose2d
 
 _BOTH: dict[str, Any] = {"num_classes": 0, "channels": 3, "dim_z": 100, "g_ch": 128, "d_ch": 128}
 
@@ -61,7 +62,7 @@ class Generator(GeneratorModule):
         condition = (y,) if self.num_classes else ()
         h = self.project(z[:, :, None, None])
         for norm, conv in zip(self.norms, self.convs, strict=True):
-            h = conv(norm(h, *condition))
+            h = norm_conv_transpose2d(norm, conv, h, *condition)
         return torch.tanh(h)
 
 

@@ -6,6 +6,7 @@ from gankernels.nn.conditional_batch_norm import ConditionalBatchNorm2d
 from gankernels.nn.conv2d import Conv2d, ConvTranspose2d
 from gankernels.nn.downsample_conv2d import DownsampleConv2d
 from gankernels.nn.instance_norm import InstanceNorm2d
+from gankernels.nn.norm_conv_transpose2d import NormConvTranspose2d
 from gankernels.nn.residual import ResBlockDown, ResBlockUp
 from gankernels.nn.spectral_norm import spectral_norm
 from gankernels.nn.spectral_norm_group import SpectralNormGroup
@@ -21,6 +22,7 @@ __all__ = [
     "ConvTranspose2d",
     "DownsampleConv2d",
     "InstanceNorm2d",
+    "NormConvTranspose2d",
     "ResBlockDown",
     "ResBlockUp",
     "SpectralNormGroup",

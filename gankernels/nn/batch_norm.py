@@ -58,7 +58,12 @@ class BatchNorm2d(BatchStatistics, torch.nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``x`` [N, C, H, W]."""
         self._check_input_dim(x)
-        return conditional_batch_norm(x, *affine(self, x), **self._arguments())
+        gain, bias, _ = self._affine(x)
+        return conditional_batch_norm(x, gain, bias, **self._arguments())
+
+    def _affine(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """As :meth:`ConditionalBatchNorm2d._affine`."""
+        return *affine(self, x), None
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, activation={self.activation}"

@@ -106,11 +106,14 @@ class ConditionalBatchNorm2d(BatchStatistics):
 
     def forward(self, x: Tensor, cond: Tensor) -> Tensor:
         """Normalise ``x`` [N, C, H, W] under ``cond``: int64 labels [N], or vectors [N, cond_features]."""
-        if self.num_classes is not None:  # the kernels look the labels up
-            gain, bias = (cast(Tensor, table.weight) for table in (self.gain, self.bias))  # [num_classes, C]
-            return conditional_batch_norm(x, gain, bias, labels=cond, **self._arguments())
-        gain, bias = 1 + self.gain(cond), self.bias(cond)  # [N, C]
-        return conditional_batch_norm(x, gain, bias, **self._arguments())
+        gain, bias, labels = self._affine(x, cond)
+        return conditional_batch_norm(x, gain, bias, labels=labels, **self._arguments())
+
+    def _affine(self, x: Tensor, cond: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Gain and bias [N, C] for x, or tables [num_classes, C] of them and the labels that the kernels look up."""
+        if self.num_classes is not None:
+            return cast(Tensor, self.gain.weight), cast(Tensor, self.bias.weight), cond
+        return 1 + self.gain(cond), self.bias(cond), None
 
     def extra_repr(self) -> str:
         cond = f"num_classes={self.num_classes}" if self.num_classes else f"cond_features={self.cond_features}"

@@ -11,7 +11,8 @@ class DownsampleConv2d(ResampledConv2d):
 
     Parameters, their names, shapes and initial values are those of the convolution: a checkpoint of
     ``nn.Sequential(nn.Conv2d(...), nn.AvgPool2d(2))`` fits, and spectral norm acts on the weight as it is, before it is
-    folded. The fold is made at every call: no change of the weight can be missed.
+    folded. The fold is made at every call, so that no change of the weight can be missed; where a
+    :class:`SpectralNormGroup` serves the weight, once for all forwards that it serves.
 
     Args:
         in_channels, out_channels, kernel_size, bias, device, dtype: as torch's.

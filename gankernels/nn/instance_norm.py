@@ -13,9 +13,7 @@ from gankernels.ops.conditional_batch_norm import conditional_batch_norm
 class InstanceNorm2d(torch.nn.InstanceNorm2d):
     """``torch.nn.InstanceNorm2d`` with the activation fused behind it: statistics for each sample and channel.
 
-    The batch norm's kernels, to which a batch of N pictures is one picture of N C channels. That is a view of
-    contiguous x, and of x with one sample. Several samples in channels_last are copied to contiguous and back, which
-    costs 4 passes over x more, forward and backward alike.
+    The batch norm's kernels, ``per_sample``: no copy in either layout.
 
     Args:
         num_features: C, the channels of the input.
@@ -60,38 +58,19 @@ class InstanceNorm2d(torch.nn.InstanceNorm2d):
         if x.dim() not in (3, 4) or x.shape[-3] != self.num_features:
             raise InputError(f"x: got shape {tuple(x.shape)}, expected [N, {self.num_features}, H, W] or without N")
         if x.dim() == 3:
-            return self._normalize(x.unsqueeze(0)).squeeze(0)
-        return self._normalize(x)
-
-    def _normalize(self, x: Tensor) -> Tensor:
-        gain, bias = affine(self, x)
-        formula: dict[str, Any] = {"eps": self.eps, "activation": self.activation, "slope": self.slope}
-        running = (self.running_mean, self.running_var)
-        if self.track_running_stats and not self.training:
-            return conditional_batch_norm(
-                x, gain, bias, running_mean=running[0], running_var=running[1], training=False, **formula
-            )
-        n, c, h, w = x.shape
-        if h * w == 1:
-            raise InputError(f"x: got shape {tuple(x.shape)}, expected more than one pixel when training")
-        # Running statistics for each sample, and then their mean over the samples, as torch's.
-        mean, var = (None if s is None else s.detach().repeat(n) for s in running)
-        picture = x if n == 1 else x.reshape(1, n * c, h, w)
-        y = conditional_batch_norm(
-            picture,
-            gain.reshape(1, n * c),
-            bias.reshape(1, n * c),
-            running_mean=mean,
-            running_var=var,
+            return self(x.unsqueeze(0)).squeeze(0)
+        return conditional_batch_norm(
+            x,
+            *affine(self, x),
+            running_mean=self.running_mean,
+            running_var=self.running_var,
+            training=self.training or not self.track_running_stats,
             momentum=self.momentum or 0.0,
-            **formula,
+            eps=self.eps,
+            activation=self.activation,
+            slope=self.slope,
+            per_sample=True,
         )
-        for of_all, of_each in zip(running, (mean, var), strict=True):
-            if of_all is not None and of_each is not None and n > 0:
-                of_all.copy_(of_each.view(n, c).mean(0))
-        y = y.reshape(x.shape)
-        channels_last = x.stride(1) == 1 and not x.is_contiguous()
-        return y.contiguous(memory_format=torch.channels_last) if channels_last else y
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, activation={self.activation}"

@@ -14,6 +14,7 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from gankernels.errors import InputError
 from gankernels.nn.spectral_norm import SpectralNorm, find_spectral_norms
+from gankernels.ops.fold_conv_weight.kept import keep_folds
 from gankernels.ops.spectral_norm import reference
 from gankernels.ops.spectral_norm.op import functional
 
@@ -58,7 +59,8 @@ class SpectralNormGroup:
     Without a group, each access to a weight iterates and normalises it: PyTorch's meaning, and three forwards in a step
     make three iterations. With one, the first access after the weights have changed iterates and normalises all of
     them; every further forward of that step takes the results, and one grouped backward serves all of them. In eval
-    mode, nothing is computed until a weight changes.
+    mode, nothing is computed until a weight changes. With a result goes its fold, of an :class:`UpsampleConv2d` or a
+    :class:`DownsampleConv2d`.
 
     A result is served only while its weight is the same tensor, at the same address, with the same version counter:
     what ``optimizer.step``, ``load_state_dict``, ``copy_`` and ``to`` change is computed anew. Only writes through
@@ -182,7 +184,9 @@ class SpectralNormGroup:
         if not entry.served:
             self._commit([(norm, entry)])
             self._entries[norm] = entry._replace(served=True)
-        return entry.y if torch.is_grad_enabled() and weight.requires_grad else entry.y.detach()
+        wants_gradient = torch.is_grad_enabled() and weight.requires_grad
+        # The very tensor where that is right: what is derived from it (the fold of a convolution) is kept with it.
+        return entry.y if wants_gradient or not entry.y.requires_grad else entry.y.detach()
 
     def _is_right(self, norm: SpectralNorm, weight: Tensor) -> bool:
         """Whether the numbers of its entry, if it has one, are what a forward should see now."""
@@ -236,6 +240,8 @@ class SpectralNormGroup:
             call = _Call()
             _watch_backward(y, call)
             for i, (norm, weight) in enumerate(zip(members, weights, strict=True)):
+                if y[i].dim() == 4:
+                    keep_folds(y[i])
                 entries[norm] = _Entry(y[i], call, weight, _key(norm, weight), u[i], v[i], served=False)
         return entries
 

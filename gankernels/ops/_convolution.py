@@ -17,12 +17,13 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from gankernels import _native
 from gankernels.ops._convolution_arguments import output_size
 from gankernels.ops._layout import prefers_channels_last, strides_4d
 from gankernels.ops._registration import NAMESPACES, Formulas, asked_for, define, register_formulas
@@ -155,9 +156,17 @@ def _formulas(ops: SimpleNamespace) -> Formulas:
     }
 
 
-define(_NAMESPACE, SCHEMAS, lambda: importlib.import_module("gankernels.ops._convolution_library"))
+def _library() -> ModuleType:
+    return importlib.import_module("gankernels.ops._convolution_library")
+
+
+define(_NAMESPACE, SCHEMAS, _library)
+if _native.extension is not None:
+    # csrc/torch/convolution.cpp takes the ops over, and calls these where there is something to decide.
+    define(_NAMESPACE, {f"planned_{name}": signature for name, signature in SCHEMAS.items()}, _library)
 register_formulas(
     "convolution",
     _NAMESPACE,
     _formulas(SimpleNamespace(**{name: getattr(getattr(torch.ops, _NAMESPACE), name) for name in SCHEMAS})),
+    autograd=_native.extension is None,
 )

@@ -1,50 +1,75 @@
-"""Convolutions with a large weight and few pixels as one matrix product, for a CPU, and when that is the faster way.
+"""Dense convolutions as matrix products, for a CPU, and when that is the faster way.
 
 A convolution and a transposed one are the same three maps between two pictures: ``big``, over which the kernel slides
-(a convolution's input, a transposed one's output), and ``small``. Here are the two that need no scattered sums.
+(a convolution's input, a transposed one's output), and ``small``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-#: Numbers of a weight from which on a product pays, by whether the operands are channels_last.
-_LARGE = {True: 1 << 22, False: 1 << 23}
+#: Columns that are in memory at a time.
+_BLOCK_BYTES = 8 << 20
+
+#: Where oneDNN's weight gradient in channels_last was measured to be slow. For AVX-512 it has others, not measured.
+_HAS_SLOW_WEIGHT_GRADIENT = "AVX512" not in torch.backends.cpu.get_cpu_capability()
 
 
 def is_faster(
     what: str,
-    device: str,
-    groups: int,
     weight_size: Sequence[int],
-    pixels: int,
+    small_size: Sequence[int],
+    big_size: Sequence[int],
     stride: Sequence[int],
+    padding: Sequence[int],
     channels_last: bool,
 ) -> bool:
-    """The rule, from measurements that ``docs/ops/conv2d.md`` names: the weight is large and the pixels few.
+    """The rule, from measurements that ``docs/ops/conv2d.md`` names.
 
-    oneDNN takes time for every number of the weight, whatever the batch; the product's own cost is a copy of the
-    pixels, once for each tap.
+    A product's own cost is a copy of the pixels, once for each tap: it pays with many channels, and where a picture or
+    the kernel is a single pixel there is none. With a large weight oneDNN takes time for every number of it, whatever
+    the batch, and without AVX-512 its weight gradient is slow in channels_last.
 
     Args:
-        what: ``"small"`` or ``"weight"``, the function of this module that is asked for.
-        device: the device type.
-        groups: of the convolution.
+        what: ``"small"``, ``"big"`` or ``"weight"``: the result.
         weight_size: [C, C', KH, KW], with C the channels of ``small`` and C' those of ``big``.
-        pixels: of ``small``, over the batch.
+        small_size: [N, C, H, W].
+        big_size: [N, C', H', W'].
         stride: of the kernel on ``big``.
+        padding: of ``big``.
         channels_last: the operands' layout.
     """
-    if device != "cpu" or groups != 1 or math.prod(weight_size) < _LARGE[channels_last]:
+    if is_single(weight_size, small_size, big_size, padding):
+        return True
+    channels, numbers = weight_size[0], math.prod(weight_size)
+    pixels = small_size[0] * small_size[2] * small_size[3]
+    pointwise = is_pointwise(weight_size, stride, padding)
+    if what == "big":
+        return channels_last and pointwise
+    if what == "small":
+        return channels_last and min(stride) > 1 and numbers >= 1 << 22 and 4 * pixels <= channels
+    if numbers >= 1 << (22 if channels_last else 23) and pixels <= 2 * channels:
+        return True
+    if not (_HAS_SLOW_WEIGHT_GRADIENT and channels_last):
         return False
-    if what == "weight":
-        return pixels <= 2 * weight_size[0]
-    return channels_last and min(stride) > 1 and 4 * pixels <= weight_size[0]
+    return channels >= (192 if pointwise else 256) and weight_size[1] >= 32 and pixels >= 64
+
+
+def is_single(
+    weight_size: Sequence[int], small_size: Sequence[int], big_size: Sequence[int], padding: Sequence[int]
+) -> bool:
+    """Whether ``small`` is one pixel and the kernel lies on ``big`` once: a linear layer."""
+    return small_size[2] == small_size[3] == 1 and tuple(big_size[2:]) == tuple(weight_size[2:]) and not any(padding)
+
+
+def is_pointwise(weight_size: Sequence[int], stride: Sequence[int], padding: Sequence[int]) -> bool:
+    """Whether each pixel of one picture meets one of the other."""
+    return max(*weight_size[2:], *stride) == 1 and not any(padding)
 
 
 def small(
@@ -55,16 +80,35 @@ def small(
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
+    *,
+    channels_last: bool,
 ) -> Tensor:
     """bias[c] + sum over c', k, l of weight[c, c', k, l] big[n, c', s i + d k - p, s j + d l - p], [N, C, H, W].
 
-    big and weight are channels_last, and so is the result. Memory: ``big`` padded, and once for each tap.
+    The result is channels_last. ``channels_last`` says it of big and weight. Memory: ``big`` padded, and once for each
+    tap, but for :func:`is_single`.
     """
     n, channels, height, width = size
-    columns = _columns(big, (height, width), weight.shape[2:], stride, padding, dilation, channels_last=True)
-    matrix = weight.permute(2, 3, 1, 0).reshape(-1, channels)
+    columns = _columns(_padded(big, padding), (height, width), weight.shape[2:], stride, dilation, channels_last)
+    matrix = _matrix(weight, channels_last).t()
     y = columns @ matrix if bias is None else torch.addmm(bias, columns, matrix)
     return y.view(n, height, width, channels).permute(0, 3, 1, 2)
+
+
+def big(small: Tensor, weight: Tensor, bias: Tensor | None, *, channels_last: bool) -> Tensor:
+    """bias[c'] + the sum over c of weight[c, c', k, l] small[n, c, i, j], [N, C', H KH, W KW].
+
+    For :func:`is_single`, and in channels_last for :func:`is_pointwise`. ``channels_last`` is the layout of the
+    operands and of the result.
+    """
+    n, _, height, width = small.shape
+    _, channels, rows, columns = weight.shape
+    y = small.permute(0, 2, 3, 1).reshape(-1, small.shape[1]) @ _matrix(weight, channels_last)
+    if channels_last:
+        y = y.view(n, height * rows, width * columns, channels).permute(0, 3, 1, 2)
+    else:
+        y = y.view(n, channels, rows, columns)
+    return y if bias is None else y.add_(bias[:, None, None])
 
 
 def weight_gradient(
@@ -79,30 +123,59 @@ def weight_gradient(
 ) -> Tensor:
     """dw[c, c', k, l] = sum over n, i, j of small[n, c, i, j] big[n, c', s i + d k - p, s j + d l - p].
 
-    Its memory is in the order that ``channels_last`` says. Memory besides: as :func:`small`.
+    Its memory is in the order that ``channels_last`` says. Memory besides: ``big`` padded, and 8 MiB.
     """
-    columns = _columns(big, small.shape[2:], taps, stride, padding, dilation, channels_last)
-    dw = small.permute(1, 0, 2, 3).reshape(small.shape[1], -1) @ columns
+    channels, per_pixel = small.shape[1], math.prod(taps) * big.shape[1]
+    padded = _padded(big, padding)
+    dw = small.new_empty(channels, per_pixel)
+    added = 0.0
+    for samples, rows in _blocks(small.shape, per_pixel * small.element_size()):
+        block = small[samples, :, rows]
+        seen = padded[samples, :, rows.start * stride[0] :]
+        columns = _columns(seen, block.shape[2:], taps, stride, dilation, channels_last)
+        dw.addmm_(block.permute(1, 0, 2, 3).reshape(channels, -1), columns, beta=added)
+        added = 1.0
     if channels_last:
-        return dw.view(small.shape[1], *taps, big.shape[1]).permute(0, 3, 1, 2)
-    return dw.view(small.shape[1], big.shape[1], *taps)
+        return dw.view(channels, *taps, big.shape[1]).permute(0, 3, 1, 2)
+    return dw.view(channels, big.shape[1], *taps)
+
+
+def _blocks(size: Sequence[int], pixel_bytes: int) -> Iterator[tuple[slice, slice]]:
+    """Samples and rows of ``small``, in pieces whose columns stay in the cache: whole samples, or rows of one."""
+    n, _, height, width = size
+    rows = max(1, _BLOCK_BYTES // (pixel_bytes * width))
+    if rows >= height:
+        samples = rows // height
+        for first in range(0, n, samples):
+            yield slice(first, first + samples), slice(0, height)
+        return
+    for sample in range(n):
+        for first in range(0, height, rows):
+            yield slice(sample, sample + 1), slice(first, first + rows)
+
+
+def _matrix(weight: Tensor, channels_last: bool) -> Tensor:
+    """[C, KH KW C'] or [C, C' KH KW]: the weight as its memory has it."""
+    return (weight.permute(0, 2, 3, 1) if channels_last else weight).reshape(weight.shape[0], -1)
+
+
+def _padded(big: Tensor, padding: Sequence[int]) -> Tensor:
+    return F.pad(big, (padding[1], padding[1], padding[0], padding[0])) if any(padding) else big
 
 
 def _columns(
-    big: Tensor,
-    size: Sequence[int],
+    padded: Tensor,  # [N, C', H', W']
+    size: Sequence[int],  # H, W
     taps: Sequence[int],
     stride: Sequence[int],
-    padding: Sequence[int],
     dilation: Sequence[int],
     channels_last: bool,
 ) -> Tensor:
     """What each pixel of ``small`` sees: [N H W, KH KW C'], or [N H W, C' KH KW], as the weight's memory has it."""
-    padded = F.pad(big, (padding[1], padding[1], padding[0], padding[0]))
     to_sample, to_channel, to_row, to_column = padded.stride()
     steps = [to_sample, to_row * stride[0], to_column * stride[1], to_row * dilation[0], to_column * dilation[1]]
-    sizes = [big.shape[0], *size, *taps]
+    sizes = [padded.shape[0], *size, *taps]
     channel_at = 5 if channels_last else 3
-    sizes.insert(channel_at, big.shape[1])
+    sizes.insert(channel_at, padded.shape[1])
     steps.insert(channel_at, to_channel)
-    return padded.as_strided(sizes, steps).reshape(math.prod(sizes[:3]), -1)
+    return padded.as_strided(sizes, steps, padded.storage_offset()).reshape(math.prod(sizes[:3]), -1)

@@ -65,14 +65,13 @@ def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any) 
     """y = conv(x, weight) + bias."""
     run = _Run(x, weight, groups=geometry[-1])
     if run.empty:
-        y = run.zeros(output_size(x.shape, weight.shape, *geometry))
-        return y if bias is None else y.add_(bias[:, None, None])
+        zeros = run.zeros(output_size(x.shape, weight.shape, *geometry))
+        return zeros if bias is None else zeros.add_(bias[:, None, None])
     operands = run.operand(x), run.operand(weight), run.vector(bias)
     size = output_size(x.shape, weight.shape, *geometry)
     with run.exact:
-        if not geometry[3] and run.by_product("small", size, weight.shape, geometry):
-            y = gemm.small(*operands, size, *geometry[:3])
-        else:
+        y = run.product(*operands, size, geometry, to_big=geometry[3])
+        if y is None:
             y = _aten.convolution(*operands, *geometry)
     return run.result(y)
 
@@ -84,9 +83,8 @@ def convolution_input_gradient(dy: Tensor, weight: Tensor, x_size: Sequence[int]
         return run.zeros(x_size)
     operands, mask = (run.operand(dy), run.operand(weight)), [True, False, False]
     with run.exact:
-        if geometry[3] and run.by_product("small", x_size, weight.shape, geometry):
-            dx = gemm.small(*operands, None, x_size, *geometry[:3])
-        else:
+        dx = run.product(*operands, None, x_size, geometry, to_big=not geometry[3])
+        if dx is None:
             dx, _, _ = _aten.convolution_backward(
                 operands[0], run.unread(x_size, operands[0]), operands[1], None, *geometry, mask
             )
@@ -103,7 +101,7 @@ def convolution_weight_gradient(
     operands, mask = (run.operand(dy), run.operand(x)), [False, True, with_bias]
     small, big = reversed(operands) if geometry[3] else operands
     with run.exact:
-        if run.by_product("weight", small.shape, weight_size, geometry):
+        if run.by_product("weight", weight_size, small.shape, big.shape, geometry):
             dw = gemm.weight_gradient(small, big, weight_size[2:], *geometry[:3], channels_last=run.channels_last)
             db = operands[0].sum((0, 2, 3)) if with_bias else dy.new_empty(0)
         else:
@@ -128,12 +126,37 @@ class _Run:
         self.exact: Any = torch.autocast(device, enabled=False) if on else contextlib.nullcontext()
 
     def by_product(
-        self, what: str, small_size: Sequence[int], weight_size: Sequence[int], geometry: Sequence[Any]
+        self,
+        what: str,
+        weight_size: Sequence[int],
+        small_size: Sequence[int],
+        big_size: Sequence[int],
+        geometry: Sequence[Any],
     ) -> bool:
         """Whether :mod:`gankernels.ops._convolution_gemm` is the way."""
-        pixels = math.prod(small_size) // small_size[1]
-        device = self._like.device.type
-        return gemm.is_faster(what, device, geometry[-1], weight_size, pixels, geometry[0], self.channels_last)
+        if self._like.device.type != "cpu" or geometry[-1] != 1:
+            return False
+        stride, padding, *_ = geometry
+        return gemm.is_faster(what, weight_size, small_size, big_size, stride, padding, self.channels_last)
+
+    def product(
+        self,
+        picture: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        size: Sequence[int],
+        geometry: Sequence[Any],
+        *,
+        to_big: bool,
+    ) -> Tensor | None:
+        """The other picture, [*size], as a matrix product; None where that is not the way."""
+        if to_big:
+            if not self.by_product("big", weight.shape, picture.shape, size, geometry):
+                return None
+            return gemm.big(picture, weight, bias, channels_last=self.channels_last)
+        if not self.by_product("small", weight.shape, size, picture.shape, geometry):
+            return None
+        return gemm.small(picture, weight, bias, size, *geometry[:3], channels_last=self.channels_last)
 
     @property
     def channels_last(self) -> bool:
@@ -169,3 +192,9 @@ def _laid_out(t: Tensor, dtype: torch.dtype, channels_last: bool) -> Tensor:
         return t.new_empty_strided(t.shape, strides, dtype=dtype).copy_(t)
     # The strides of a dimension of one element vote on the layout too.
     return t if t.stride() == strides else t.as_strided(t.shape, strides)
+
+
+#: As what csrc/torch/convolution.cpp calls them.
+planned_convolution = convolution
+planned_convolution_input_gradient = convolution_input_gradient
+planned_convolution_weight_gradient = convolution_weight_gradient

@@ -12,6 +12,7 @@ from gankernels.ops._activation import ACTIVATIONS
 from gankernels.ops._convolution_arguments import DTYPES, under_autocast
 from gankernels.ops._layout import prefers_channels_last
 from gankernels.ops.bias_act.op import bias_act
+from gankernels.ops.fold_conv_weight.op import LARGEST_KERNEL
 
 #: Rows and columns of zeros: left, right, top, bottom, as in ``torch.nn.functional.pad``.
 Padding = tuple[int, int, int, int]
@@ -113,26 +114,50 @@ def padding_of(padding: int | Sequence[int]) -> Padding:
     return given[-1], given[-1], given[0], given[0]
 
 
-def not_foldable(kernel_size: tuple[int, int], most: int) -> str | None:
+def route_of(
+    kernel_size: tuple[int, int],
+    padding: Padding,
+    pixels: int,
+    device: str,
+    *,
+    small_side: str,
+    folded: str,
+    why_not: str | None = None,
+) -> Route:
+    """The route of a call.
+
+    Args:
+        kernel_size: (KH, KW).
+        padding: (left, right, top, bottom).
+        pixels: of the small side, over the batch.
+        device: the device type.
+        small_side, folded: the op's reasons for these routes.
+        why_not: the op's own reason not to fold with this padding, or None.
+    """
+    if tuple(kernel_size) == (1, 1) and not any(padding):
+        return Route("small side", small_side)
+    for reason in (_not_foldable(kernel_size), why_not, _too_few_pixels(pixels, device)):
+        if reason is not None:
+            return Route("plain", reason)
+    return Route("folded", folded)
+
+
+def _not_foldable(kernel_size: tuple[int, int]) -> str | None:
     """Why no weight of this kernel can be folded, or None."""
     height, width = kernel_size
     if height != width:
         return f"the kernel is {height}x{width}, and the fold is for square ones"
     if height % 2 == 0:
         return f"the kernel is {height}x{width}, and the fold is for odd ones"
+    most = LARGEST_KERNEL
     return f"the kernel is {height}x{width}, and the fold is for at most {most}x{most}" if height > most else None
 
 
-def too_few_pixels(pixels: int, device: str) -> str | None:
+def _too_few_pixels(pixels: int, device: str) -> str | None:
     """Why so many pixels on the small side do not pay for the fold, or None. On a GPU they always do: not measured."""
     if device != "cpu" or pixels > FEW_PIXELS:
         return None
     return f"{pixels} pixels on the small side, of which at most {FEW_PIXELS} do not pay for the fold"
-
-
-def is_1x1(kernel_size: tuple[int, int], padding: Padding) -> bool:
-    """Whether the convolution sees one pixel at a time, so that it commutes with a resampling by equal weights."""
-    return tuple(kernel_size) == (1, 1) and not any(padding)
 
 
 def refuse_empty(x: Tensor, what: str, size: tuple[int, int]) -> None:

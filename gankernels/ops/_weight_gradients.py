@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
+from gankernels import _native
+
 # Process-wide, as dispatch's switch is: autograd runs backward formulas in threads of its own.
 _depth = 0
 
@@ -28,12 +30,18 @@ def no_weight_gradients() -> Iterator[None]:
         ...     (dx,) = torch.autograd.grad(scores.sum(), x, create_graph=True)
         >>> dx.square().sum().backward()  # gradients of the weights
     """
-    global _depth
-    _depth += 1
+    _enter(1)
     try:
         yield
     finally:
-        _depth -= 1
+        _enter(-1)
+
+
+def _enter(by: int) -> None:
+    global _depth
+    _depth += by
+    if _native.extension is not None:
+        _native.extension.want_weight_gradients(_depth == 0)
 
 
 def weight_gradients_wanted() -> bool:

@@ -52,13 +52,14 @@ class Passes:
     Args:
         tape: of the forward.
         rows: the penalised samples; all, where the tape mixes samples.
+        with_input: keep the sources at the pictures too.
 
     After :meth:`tangents`, ``gradients`` has the effective weights with their gradients, and ``sources`` the edges of
     the forward's graph with what they add to the cotangents.
     """
 
-    def __init__(self, tape: Tape, rows: Rows) -> None:
-        self.tape, self.rows = tape, rows
+    def __init__(self, tape: Tape, rows: Rows, *, with_input: bool = False) -> None:
+        self.tape, self.rows, self.with_input = tape, rows, with_input
         self.loss_scale: Tensor | None = None
         self.tangent_scale: Tensor | None = None
         self.gradients: dict[int, tuple[Tensor, Tensor]] = {}
@@ -163,6 +164,11 @@ class Passes:
         if len(a) > 1:
             a = (a if repeat == 1 else a.repeat_interleave(repeat)).view(-1, *[1] * (len(variable.shape) - axis - 1))
         return a if variable.dtype.itemsize < 8 else a.double()
+
+    def add_source(self, variable: Variable, source: Tensor) -> None:
+        """Add to the cotangent of a variable, in the reverse pass that follows."""
+        if variable.edge is not None and (self.with_input or variable is not self.tape.pictures):
+            self.sources.append((variable.edge, source))
 
     def add_gradient(self, weight: Tensor, gradient: Tensor) -> None:
         """Add to the gradient of an effective weight."""

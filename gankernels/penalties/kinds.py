@@ -9,28 +9,32 @@ from torch import Tensor
 
 from gankernels.errors import InputError
 
+#: What the norm is drawn to; or a function of the detached norms [N], for one that follows them.
+Target = float | Callable[[Tensor], Tensor]
 
-def _square(g: Tensor, target: float) -> Tensor:
+
+def _square(g: Tensor, target: Target) -> Tensor:
     """``|g|^2 / 2``. Mescheder et al., arXiv 1801.04406, equations 9 (R1) and 10 (R2), without their gamma."""
     return g.square().sum(1) / 2
 
 
-def _two_sided(g: Tensor, target: float) -> Tensor:
+def _two_sided(g: Tensor, target: Target) -> Tensor:
     """``(|g| - target)^2``. Gulrajani et al., arXiv 1704.00028, equation 3; Kodali et al., 1705.07215, for DRAGAN."""
-    return (_norm(g) - target).square()
+    return _beyond(g, target).square()
 
 
-def _one_sided(g: Tensor, target: float) -> Tensor:
+def _one_sided(g: Tensor, target: Target) -> Tensor:
     """``max(0, |g| - target)^2``. Petzka et al., arXiv 1709.08894, equation 8."""
-    return (_norm(g) - target).relu().square()
+    return _beyond(g, target).relu().square()
 
 
-def _norm(g: Tensor) -> Tensor:
+def _beyond(g: Tensor, target: Target) -> Tensor:
     # torch's subgradient of the norm at g = 0 is 0: no epsilon, and no NaN
-    return torch.linalg.vector_norm(g, dim=1)
+    norms = torch.linalg.vector_norm(g, dim=1)
+    return norms - (target(norms.detach()) if callable(target) else target)
 
 
-_FORMULAS: dict[str, Callable[[Tensor, float], Tensor]] = {
+_FORMULAS: dict[str, Callable[[Tensor, Target], Tensor]] = {
     "r1": _square,
     "r2": _square,
     "wgan-gp": _two_sided,
@@ -42,17 +46,17 @@ _FORMULAS: dict[str, Callable[[Tensor, float], Tensor]] = {
 KINDS = tuple(_FORMULAS)
 
 
-def values(kind: str, g: Tensor, target: float) -> Tensor:
+def values(kind: str, g: Tensor, target: Target) -> Tensor:
     """P(g_i) [N] of input gradients g [N, ...], in fp32 (fp64 for fp64); differentiable in g."""
     g = g.flatten(1) if g.dim() > 1 else g.unsqueeze(1)
     return _FORMULAS[kind](g.to(torch.promote_types(g.dtype, torch.float32)), target)
 
 
-def of_norms(kind: str, norms: Tensor, target: float) -> tuple[Tensor, Tensor]:
+def of_norms(kind: str, norms: Tensor, target: Target) -> tuple[Tensor, Tensor]:
     """P(g_i) [N], and k [N] with ``dP/dg_i = k_i g_i``, of the norms ``|g_i|`` [N]: every P is a function of these."""
     if kind in ("r1", "r2"):
         return norms.square() / 2, torch.ones_like(norms)
-    beyond = norms - target
+    beyond = norms - (target(norms) if callable(target) else target)
     if kind == "wgan-lp":
         beyond = beyond.relu()
     # d(|g| - target)^2 / dg = 2 (|g| - target) g / |g|, and 0 at g = 0

@@ -2,7 +2,8 @@
 
 For an op y = f(z; theta) with the cotangent c of y and the tangent t of z, let v = J^T c be the op's backward. Then
 ``<v, t> = <c, J t>``, whose derivative by c is the tangent J t of y, by z the source that the op adds to the cotangent
-of z, and by theta its part of the penalty's gradient: one double backward gives all three.
+of z, and by theta its part of the penalty's gradient: one double backward gives all three. The norms whose double
+backward takes tens of passes have formulas of their own (:mod:`gankernels.penalties.norms`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from gankernels.penalties import norms
 from gankernels.penalties.nodes import Node, Variable, call
 from gankernels.penalties.tape import TapeError
 
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 def tangent(node: Node, passes: Passes) -> list[Tensor | None]:
     """The tangents of the node's outputs; its sources and gradients are added to those of ``passes``."""
+    if norms.written_out(node):
+        return norms.tangent(node, passes)
     inputs = {v: passes.numbers_of(v, all_rows=True).detach().requires_grad_() for v in node.variables}
     weights = {id(w): w.detach().requires_grad_() for w in node.weights}
 
@@ -50,8 +54,8 @@ def tangent(node: Node, passes: Passes) -> list[Tensor | None]:
     for (index, result, _), t in zip(pairs, found, strict=False):
         tangents[index] = torch.zeros_like(result) if t is None else t.detach()
     for variable, source in zip(inputs, found[len(pairs) :], strict=False):
-        if source is not None and variable is not passes.tape.pictures and variable.edge is not None:
-            passes.sources.append((variable.edge, source.detach()))
+        if source is not None:
+            passes.add_source(variable, source.detach())
     for weight, gradient in zip(node.weights, found[len(pairs) + len(inputs) :], strict=False):
         if gradient is not None:
             passes.add_gradient(weight, gradient.detach())

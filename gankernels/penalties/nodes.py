@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import weakref
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -47,13 +48,14 @@ class Node:
     index: int = 0  # on the tape
     rule: Rule | None = None
     outside: str | None = None  # why it is outside the class of the closed form
+    keeps: tuple[str, ...] = ()  # the arguments, or "result" or "indices", whose numbers the rule needs
 
     def __getitem__(self, name: str) -> Any:
         return self.arguments[name]
 
     @property
     def name(self) -> str:
-        return self.op._schema.name
+        return signature(self.op).name
 
     @property
     def result(self) -> Variable:
@@ -63,23 +65,44 @@ class Node:
 
 
 class Signature(NamedTuple):
+    """What is asked of a schema; torch makes a new object of it at each look."""
+
+    name: str
     positional: tuple[str, ...]
     keyword_only: tuple[str, ...]
     defaults: dict[str, Any]
     written: frozenset[str]
     aten: bool
+    is_view: bool
 
 
 @functools.cache
 def signature(op: torch._ops.OpOverload) -> Signature:
     arguments = op._schema.arguments
     return Signature(
+        op._schema.name,
         tuple(a.name for a in arguments if not a.kwarg_only),
         tuple(a.name for a in arguments if a.kwarg_only),
         {a.name: a.default_value for a in arguments},
         frozenset(a.name for a in arguments if a.alias_info is not None and a.alias_info.is_write),
         op.namespace == "aten",
+        op.is_view,
     )
+
+
+class Known:
+    """The variables of the tensors that depend on the pictures, for as long as these live."""
+
+    def __init__(self) -> None:
+        self._entries: dict[int, tuple[weakref.ref[Tensor], Variable]] = {}
+
+    def __setitem__(self, tensor: Tensor, variable: Variable) -> None:
+        self._entries[id(tensor)] = weakref.ref(tensor), variable
+
+    def get(self, tensor: Tensor) -> Variable | None:
+        entry = self._entries.get(id(tensor))
+        # another tensor may have come to lie where one has died
+        return entry[1] if entry is not None and entry[0]() is tensor else None
 
 
 def call(op: torch._ops.OpOverload, arguments: dict[str, Any]) -> Any:

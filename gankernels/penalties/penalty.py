@@ -13,7 +13,7 @@ from gankernels.errors import InputError
 from gankernels.ops._registration import Formulas, define, register_formulas
 from gankernels.penalties import kinds
 from gankernels.penalties._eager import eager
-from gankernels.penalties.run import METHODS, Block, Run
+from gankernels.penalties.run import METHODS, Block, Roots, Run, Scale
 
 
 @eager
@@ -61,7 +61,9 @@ def gradient_penalty(
         >>> loss = loss + 5 * gankernels.gradient_penalty(discriminator, real, y=y, kind="r1")
         >>> loss.backward()
     """
-    check(discriminator, real, fake, kind, method)
+    if kind not in kinds.KINDS:
+        raise InputError(f"kind: got {kind!r}, expected one of {', '.join(kinds.KINDS)}")
+    check("gradient_penalty", discriminator, method, real=real, fake=fake)
     pictures = kinds.points(kind, real, fake, generator)
     run = Run(discriminator, [Block(pictures, y, kind, 1.0, target)], method, with_loss=False)
     if run.way == "double backward":
@@ -69,34 +71,47 @@ def gradient_penalty(
         return run.each[0] if per_sample else value
     roots, factor = run.roots(None)
     value = run.each[0].mean()
+    return run.each[0] if per_sample else with_its_gradients(value, run, roots, factor)
+
+
+def with_its_gradients(value: Tensor, run: Run, roots: Roots, factor: Scale, x: Tensor | None = None) -> Tensor:
+    """``value`` [], differentiable once in the parameters that the roots of ``run`` reach.
+
+    Args:
+        factor: which the gradients of the roots have still to be multiplied by.
+        x: what ``run.x`` is a detached copy of, to be differentiable in it too.
+    """
     leaves = run.leaves(roots)
-    if per_sample or not leaves or not torch.is_grad_enabled():
-        return run.each[0] if per_sample else value
+    pairs = [(leaf, leaf) for leaf in leaves] + ([] if x is None else [(x, run.x)])
+    if not leaves or not torch.is_grad_enabled():
+        return value
     edges, gradients = zip(*roots, strict=True)
-    found = torch.autograd.grad(edges, leaves, gradients, allow_unused=True)
-    pairs = [(leaf, gradient * factor) for leaf, gradient in zip(leaves, found, strict=True) if gradient is not None]
-    return _ops.with_gradients(value, [leaf for leaf, _ in pairs], [gradient for _, gradient in pairs])
+    found = torch.autograd.grad(edges, [inner for _, inner in pairs], gradients, allow_unused=True)
+    reached = [(to, gradient * factor) for (to, _), gradient in zip(pairs, found, strict=True) if gradient is not None]
+    return _ops.with_gradients(value, [to for to, _ in reached], [gradient for _, gradient in reached])
 
 
-def check(discriminator: nn.Module, real: Tensor, fake: Tensor | None, kind: str, method: str) -> None:
-    """Raise InputError for what is not as documented, and RuntimeError where torch would be silently wrong."""
-    if kind not in kinds.KINDS:
-        raise InputError(f"kind: got {kind!r}, expected one of {', '.join(kinds.KINDS)}")
+def check(name: str, network: nn.Module, method: str, item: str = "picture", **inputs: Tensor | None) -> None:
+    """Raise InputError for what is not as documented, and RuntimeError where torch would be silently wrong.
+
+    Args:
+        name: of the public function.
+        item: what the inputs are batches of; those that are None were not given.
+    """
     if method not in METHODS:
         raise InputError(f"method: got {method!r}, expected one of {', '.join(METHODS)}")
-    for name, pictures in (("real", real), ("fake", fake)):
-        if pictures is None:
-            continue
-        if pictures.dim() == 0 or pictures.numel() == 0:
-            raise InputError(f"{name}: got shape {tuple(pictures.shape)}, expected at least one picture")
-        if not pictures.is_floating_point():
-            raise InputError(f"{name}: got dtype {pictures.dtype}, expected a floating one")
+    given = {argument: tensor for argument, tensor in inputs.items() if tensor is not None}
+    for argument, tensor in given.items():
+        if tensor.dim() == 0 or tensor.numel() == 0:
+            raise InputError(f"{argument}: got shape {tuple(tensor.shape)}, expected at least one {item}")
+        if not tensor.is_floating_point():
+            raise InputError(f"{argument}: got dtype {tensor.dtype}, expected a floating one")
     if torch._C._functorch.peek_interpreter_stack() is not None:
-        raise RuntimeError("gradient_penalty: torch.func transforms are not supported")
+        raise RuntimeError(f"{name}: torch.func transforms are not supported")
     if forward_ad._current_level >= 0:
-        tensors = (real, *(() if fake is None else (fake,)), *discriminator.parameters())
+        tensors = (*given.values(), *network.parameters())
         if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
-            raise RuntimeError("gradient_penalty: forward-mode AD is not supported")
+            raise RuntimeError(f"{name}: forward-mode AD is not supported")
 
 
 # ---- Registration ----

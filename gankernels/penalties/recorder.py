@@ -20,9 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.weak import WeakTensorKeyDictionary
 
-from gankernels.penalties.nodes import Node, Variable, signature
+from gankernels.penalties.nodes import Known, Node, Variable, signature
 from gankernels.penalties.rules import find_rule
 from gankernels.penalties.samples import Samples
 from gankernels.penalties.tape import Tape, TapeError, finish, logits_of
@@ -48,7 +47,7 @@ class _Recorder(TorchDispatchMode):
         self.nodes: list[Node] = []
         self.failure: str | None = None
         self.pictures = Variable(tuple(x.shape), x.dtype, x._version, Samples(0), get_gradient_edge(x))
-        self.known = WeakTensorKeyDictionary()
+        self.known = Known()
         self.known[x] = self.pictures
 
     @classmethod
@@ -60,7 +59,7 @@ class _Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         # autograd is off below a custom Function and in what the user detaches, and below every op that is registered
         # with torch.library, which is one node
-        followed = torch.is_grad_enabled() or op.namespace != "aten"
+        followed = torch.is_grad_enabled() or not signature(op).aten
         if self.failure is not None or not followed or op in _NO_DERIVATIVE:
             return op(*args, **kwargs)
         try:
@@ -91,23 +90,24 @@ class _Recorder(TorchDispatchMode):
         constants: list[tuple[str, Tensor]] = []
 
         names = signature(op)
-        given = dict(zip(names.positional, args, strict=False)) | kwargs
-        arguments = names.defaults | {
-            name: self.operand(name, value, tensors, constants) for name, value in given.items()
-        }
+        arguments, given = names.defaults.copy(), dict(zip(names.positional, args, strict=False))
+        given.update(kwargs)
+        for name, value in given.items():
+            plain = type(value) in _PLAIN
+            arguments[name] = value if plain else self.operand(name, value, tensors, constants)
         if not tensors:
             return None, []
         for variable, tensor in tensors:
             if tensor._version != variable.version:
-                raise TapeError(f"an input of {op._schema.name} was written to through another view of its memory")
+                raise TapeError(f"an input of {names.name} was written to through another view of its memory")
             if variable.edge is None:
                 variable.edge = get_gradient_edge(tensor)
         functional = _functional(op)
         if functional is None:
-            raise TapeError(f"{op._schema.name} has no form that does not write to its arguments")
+            raise TapeError(f"{names.name} has no form that does not write to its arguments")
         if functional is not op:
             if not isinstance(arguments["self"], Variable) and given["self"]._is_view():
-                raise TapeError(f"{op._schema.name} writes what depends on the pictures into a view")
+                raise TapeError(f"{names.name} writes what depends on the pictures into a view")
             arguments = signature(functional).defaults | arguments
         node = Node(functional, arguments, self.modules[-1] if self.modules else None)
         node.variables = list(dict.fromkeys(variable for variable, _ in tensors))
@@ -122,7 +122,9 @@ class _Recorder(TorchDispatchMode):
     ) -> Any:
         """An argument with variables for tensors; both lists are extended by what is in it."""
         if isinstance(value, (list, tuple)):
-            return [self.operand(name, item, tensors, constants) for item in value]
+            if any(isinstance(item, Tensor) for item in value):
+                return [self.operand(name, item, tensors, constants) for item in value]
+            return list(value)
         if not isinstance(value, Tensor):
             return value
         variable = self.known.get(value) if value.requires_grad else None
@@ -138,7 +140,8 @@ class _Recorder(TorchDispatchMode):
         if node.rule is None:
             wanted = node.variables
         else:
-            names = node.rule.kept(node) + (node.rule.mixes if self.keep_mixed and node.weights else ())
+            node.keeps = node.rule.kept(node)
+            names = node.keeps + (node.rule.mixes if self.keep_mixed and node.weights else ())
             wanted = [node[name] for name in names if name in node.arguments]
         kept = []
         for variable, tensor in tensors:
@@ -149,9 +152,9 @@ class _Recorder(TorchDispatchMode):
 
     def add_outputs(self, node: Node, results: Any, in_place: bool) -> None:
         """Enter the outputs; integers, and whatever does not require grad, turn out to be constants when used."""
-        keeps = node.rule.kept(node) if node.rule is not None else ()
+        keeps = node.keeps
         # autograd counts a write, and lets a view share the count of its base, after this call
-        shares, version = in_place or node.op.is_view, node.variables[0].version + in_place
+        shares, version = in_place or signature(node.op).is_view, node.variables[0].version + in_place
         for tensor in results if isinstance(results, (list, tuple)) else [results]:
             if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
                 node.outputs.append(None)
@@ -173,6 +176,9 @@ class _Recorder(TorchDispatchMode):
             if output.samples is None:
                 node.outside = f"{node.name} mixes samples"
 
+
+#: Arguments in which no tensor is.
+_PLAIN = frozenset([type(None), bool, int, float, str, torch.dtype])
 
 _ATEN = torch.ops.aten
 #: What has no derivative, or is autograd's own bookkeeping.
@@ -233,7 +239,7 @@ def record(discriminator: nn.Module, x: Tensor, *arguments: Any, keep_mixed: boo
     """Run ``discriminator(x, *arguments)`` once and return the tape of it.
 
     Args:
-        x: the pictures [N, ...], a leaf that requires grad.
+        x: the pictures [N, ...], which require grad.
         keep_mixed: keep the inputs of weighted ops, which the gradient of a loss needs.
     """
     modules: list[nn.Module] = []

@@ -6,6 +6,7 @@ computes is in :mod:`gankernels.penalties.tangents`; here is what it needs and w
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -46,13 +47,16 @@ class Rule:
 
     def refuses(self, node: Node) -> str | None:
         """Why a node of this op is outside the class, if it is."""
-        names = {name for name, value in node.arguments.items() if depends(value)}
-        if len(names & set(self.factors)) > 1:
-            return f"{node.name} multiplies two tensors that depend on the pictures"
-        if self.linear_in and not names <= set(self.linear_in):
-            return f"{node.name} is not piecewise linear in its {', '.join(sorted(names - set(self.linear_in)))}"
-        if sum(len(_weights(node[name])) for name in self.weights if name in node.arguments) < len(node.weights):
-            return f"{node.name} has parameters that the closed form does not know"
+        if self.factors or self.linear_in:
+            names = {name for name, value in node.arguments.items() if depends(value)}
+            if len(names & set(self.factors)) > 1:
+                return f"{node.name} multiplies two tensors that depend on the pictures"
+            if self.linear_in and not names <= set(self.linear_in):
+                return f"{node.name} is not piecewise linear in its {', '.join(sorted(names - set(self.linear_in)))}"
+        if node.weights:
+            known = sum(len(_weights(node[name])) for name in self.weights if name in node.arguments)
+            if known < len(node.weights):
+                return f"{node.name} has parameters that the closed form does not know"
         return self.condition(node) if self.condition is not None else None
 
 
@@ -63,12 +67,17 @@ def _weights(value: Any) -> list[Tensor]:
 
 def find_rule(node: Node) -> tuple[Rule | None, str | None]:
     """The rule of a node, or why it is outside the class."""
-    namespace, _, name = node.name.partition("::")
-    rule = ATEN.get(name) if namespace == "aten" else OURS.get(name) if namespace.startswith("gankernels") else None
+    rule = _rule_of(node.name)
     if rule is None:
         return None, f"{node.name} is not piecewise linear"
     reason = rule.refuses(node)
     return (None, reason) if reason else (rule, None)
+
+
+@functools.cache
+def _rule_of(qualified: str) -> Rule | None:
+    namespace, _, name = qualified.partition("::")
+    return ATEN.get(name) if namespace == "aten" else OURS.get(name) if namespace.startswith("gankernels") else None
 
 
 #: left, right and added operand of each matrix product

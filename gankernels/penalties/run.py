@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -37,7 +37,7 @@ class Block(NamedTuple):
     y: Any = None
     kind: str | None = None  # None: not penalised
     weight: float = 1.0
-    target: float = 1.0
+    target: kinds.Target = 1.0
 
 
 class Run:
@@ -48,14 +48,29 @@ class Run:
         blocks: with the same shape of pictures; those that are penalised stand beside each other.
         method: as of :func:`gankernels.gradient_penalty`.
         with_loss: whether :meth:`roots` will be given the gradient of a loss.
+        cotangent: of an output, for the gradient that is penalised; None for ones, the gradient of the logits' sum.
+        with_input: keep the graph of the pictures (of one block), and let the roots reach :attr:`x` too.
     """
 
-    def __init__(self, discriminator: nn.Module, blocks: Sequence[Block], method: str, *, with_loss: bool) -> None:
-        self.blocks, self.with_loss = list(blocks), with_loss
+    def __init__(
+        self,
+        discriminator: nn.Module,
+        blocks: Sequence[Block],
+        method: str,
+        *,
+        with_loss: bool,
+        cotangent: Callable[[Tensor], Tensor] = torch.ones_like,
+        with_input: bool = False,
+    ) -> None:
+        self.blocks, self.with_loss, self.with_input = list(blocks), with_loss, with_input
         self.sizes = [block.pictures.shape[0] for block in blocks]
         pictures = [block.pictures.detach() for block in blocks]
-        # an inference tensor cannot require grad, a copy can
-        self.x = torch.cat(pictures) if len(pictures) > 1 or pictures[0].is_inference() else pictures[0]
+        if with_input:
+            # a node of its own, at which every walk through the graph ends
+            self.x = blocks[0].pictures.clone()
+        else:
+            # an inference tensor cannot require grad, a copy can
+            self.x = torch.cat(pictures) if len(pictures) > 1 or pictures[0].is_inference() else pictures[0]
         penalised = [index for index, block in enumerate(blocks) if block.kind is not None]
         arguments = () if blocks[0].y is None else (torch.cat([block.y for block in blocks]),)
         self.tape: Tape | None = None
@@ -73,6 +88,7 @@ class Run:
         else:
             with torch.enable_grad():
                 self.logits = logits_of(discriminator(self.x, *arguments))
+        self.cotangents = [cotangent(logit) for logit in self.logits] if penalised else []
         self.way = self._choose(method) if penalised else "plain"
 
     def _choose(self, method: str) -> str:
@@ -170,7 +186,7 @@ class Run:
 
     def _hybrid(self, roots: Roots, scale: Scale) -> tuple[Roots, Scale]:
         assert self.tape is not None
-        passes = Passes(self.tape, Rows(0, len(self.x), len(self.x)))
+        passes = Passes(self.tape, Rows(0, len(self.x), len(self.x)), with_input=self.with_input)
         t, seed, size = self._direction(passes, scale, retain_graph=True)
         passes.tangents(t)
         factor, second = (1.0 if size is None else size) / seed, passes.sources + _at_weights(passes)
@@ -217,7 +233,7 @@ class Run:
 
     def _seeds(self, seed: Scale) -> list[Tensor]:
         """The cotangents of the logits: of sum_i D(x_i), over the penalised samples where samples may be mixed."""
-        seeds = [torch.ones_like(logit) * seed for logit in self.logits]
+        seeds = [cotangent * seed for cotangent in self.cotangents]
         start, stop = self.penalised
         if self.way != "closed form":
             for tensor in seeds:
@@ -228,7 +244,9 @@ class Run:
 
     def leaves(self, roots: Roots) -> list[Tensor]:
         """The parameters that the roots reach."""
-        return [leaf for leaf in leaves_of(edge for edge, _ in roots) if leaf is not self.x]
+        return leaves_of(
+            (edge for edge, _ in roots), behind=get_gradient_edge(self.x).node if self.x.requires_grad else None
+        )
 
 
 def _at_weights(passes: Passes) -> Roots:

@@ -92,7 +92,7 @@ def d_step(
         raise InputError(f"points: got some with penalty={penalty!r}, expected None, or a penalty that draws them")
     if lazy < 1:
         raise InputError(f"lazy: got {lazy}, expected at least 1")
-    check(discriminator, real, fake, "r1", method)
+    check("d_step", discriminator, method, real=real, fake=fake)
     if real.shape[1:] != fake.shape[1:] or real.dtype != fake.dtype:
         got, expected = (f"{list(x.shape[1:])} in {x.dtype}" for x in (fake, real))
         raise InputError(f"fake: got pictures {got}, expected {expected}, as real's")

@@ -110,22 +110,26 @@ def convolution(at: At) -> Tensor:
     """ATen's."""
     geometry = [at[name] for name in _GEOMETRY]
     if at.wants("weight"):
-        arguments = at.cotangent(), at.mixed("input"), at["weight"], None, *geometry, [False, True, False]
-        at.give("weight", aten.convolution_backward(*arguments)[1])
-        del arguments
+        at.give("weight", _weight_gradient(at.cotangent(), at.mixed("input"), at["weight"], geometry))
     if at.wants("bias"):
         at.give("bias", at.channel_sums(at.cotangent()))
     at.release()
     return aten.convolution(at.t("input"), at["weight"], None, *geometry)
 
 
+def _weight_gradient(c: Tensor, x: Tensor, weight: Tensor, geometry: list[Any]) -> Tensor:
+    """That of a convolution of any dimension; of two, by our op, which knows a faster way for some."""
+    if weight.dim() == 4:
+        gradient, _ = torch.ops.gankernels_library.convolution_weight_gradient(c, x, weight.shape, False, *geometry)
+        return gradient
+    return aten.convolution_backward(c, x, weight, None, *geometry, [False, True, False])[1]
+
+
 def library_convolution(at: At) -> Tensor:
     """That of :mod:`gankernels.ops._convolution`."""
     ops, geometry = torch.ops.gankernels_library, [at[name] for name in _GEOMETRY]
     if at.wants("weight"):
-        arguments = at.cotangent(), at.mixed("x"), at["weight"].shape, False, *geometry
-        at.give("weight", ops.convolution_weight_gradient(*arguments)[0])
-        del arguments
+        at.give("weight", _weight_gradient(at.cotangent(), at.mixed("x"), at["weight"], geometry))
     if at.wants("bias"):
         at.give("bias", at.channel_sums(at.cotangent()))
     at.release()

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import Node as GraphNode
 from torch.utils._pytree import tree_leaves
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from gankernels.errors import InputError
-from gankernels.penalties.nodes import Node, Variable
+from gankernels.penalties.nodes import Known, Node, Variable
 from gankernels.penalties.samples import Samples
 
 
@@ -27,7 +27,7 @@ class Tape:
     """A recorded forward."""
 
     discriminator: nn.Module
-    x: Tensor  # [N, ...], a leaf that requires grad
+    x: Tensor  # [N, ...], requires grad
     pictures: Variable
     nodes: list[Node]
     logits: list[Tensor]
@@ -61,7 +61,7 @@ def logits_of(output: Any) -> list[Tensor]:
     return logits
 
 
-def finish(tape: Tape, known: WeakTensorKeyDictionary, *, with_loss: bool) -> None:
+def finish(tape: Tape, known: Known, *, with_loss: bool) -> None:
     """Find what reaches the logits, drop the rest, and mark the cotangents that the rules need.
 
     Args:
@@ -101,9 +101,10 @@ def finish(tape: Tape, known: WeakTensorKeyDictionary, *, with_loss: bool) -> No
 def _refuse_hidden_paths(tape: Tape) -> None:
     """Raise TapeError where an effective weight depends on the pictures by a way that the tape has not seen."""
 
+    pictures = get_gradient_edge(tape.x).node
+
     def depend(weights: Iterable[Tensor]) -> bool:
-        leaves = leaves_of(get_gradient_edge(weight) for weight in weights if not weight.is_leaf)
-        return any(leaf is tape.x for leaf in leaves)
+        return pictures in _nodes(get_gradient_edge(weight) for weight in weights if not weight.is_leaf)
 
     # one walk for all, since they may share a graph
     if depend(weight for node in tape.nodes for weight in node.weights):
@@ -130,16 +131,21 @@ def _want_cotangents(tape: Tape, *, with_loss: bool) -> None:
                 output.wants_cotangent = True
 
 
-def leaves_of(edges: Iterable[GradientEdge]) -> list[Tensor]:
-    """The leaves that gradients which enter autograd's graph at ``edges`` can reach."""
-    found, seen, waiting = [], set(), [edge.node for edge in edges]
+def leaves_of(edges: Iterable[GradientEdge], behind: GraphNode | None = None) -> list[Tensor]:
+    """The leaves that gradients which enter autograd's graph at ``edges`` can reach, but not through ``behind``."""
+    leaves = (getattr(node, "variable", None) for node in _nodes(edges, behind) if node is not behind)
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def _nodes(edges: Iterable[GradientEdge], end: GraphNode | None = None) -> dict[GraphNode, None]:
+    """The nodes of autograd's graph from ``edges`` on, in the order of the walk, which does not go on at ``end``."""
+    seen: dict[GraphNode, None] = {}
+    waiting = [edge.node for edge in edges]
     while waiting:
         node = waiting.pop()
         if node in seen:
             continue
-        seen.add(node)
-        leaf = getattr(node, "variable", None)
-        if isinstance(leaf, Tensor):
-            found.append(leaf)
-        waiting.extend(following for following, _ in node.next_functions if following is not None)
-    return found
+        seen[node] = None
+        if node is not end:
+            waiting.extend(following for following, _ in node.next_functions if following is not None)
+    return seen

@@ -85,7 +85,7 @@ def compile_one(job: Job) -> Result:
     kernel, signature = specialisation.kernel, specialisation.signature
     pointers = [i for i, type_ in enumerate(signature.values()) if type_.startswith("*")]
     # These, where a kernel has them, are multiples of 16 in networks: that is what lets loads be 16 bytes wide.
-    multiples = [i for i, name in enumerate(signature) if name in ("C", "C_IN", "C_OUT", "L")]
+    multiples = [i for i, name in enumerate(signature) if name in ("C", "C_IN", "C_OUT", "L", "S")]
     source = ASTSource(
         fn=kernel,
         signature=signature,

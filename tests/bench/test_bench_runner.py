@@ -318,3 +318,11 @@ def test_files_that_cannot_be(rows, tmp_path):
 def test_the_error_of_a_row_names_files_without_their_folders():
     error = RuntimeError("g++ /tmp/some/folder/kernel.cpp -o /tmp/out.so failed:\n  1/2 done, and/or")
     assert contest._one_line(error) == "RuntimeError: g++ kernel.cpp -o out.so failed: 1/2 done, and/or"
+
+
+def test_the_error_of_a_compiler_is_what_it_refused():
+    said = "C++ compile error\n\nCommand:\ng++ /tmp/a/main.cpp -o out\n\nOutput:\n"
+    said += (
+        "/tmp/a/main.cpp:3:7: warning: unused\n/tmp/a/main.cpp:5:9: error: conflicting declaration 'auto b'\n  5 | b\n"
+    )
+    assert contest._one_line(RuntimeError(said)) == "RuntimeError: error: conflicting declaration 'auto b'"

@@ -38,7 +38,9 @@ struct Case {
   bool batch_statistics;
   size_t misalignment;  // of the pixels, in elements
   size_t classes = 0;   // rows of gain and bias, with labels; 0: without
+  bool per_sample = false;
 
+  size_t statistics() const { return per_sample ? n * c : c; }
   size_t rows() const { return classes ? classes : n; }
   // Some classes have several samples, others none.
   size_t row(size_t sample) const { return classes ? (sample * sample + 1) % classes : sample; }
@@ -49,9 +51,10 @@ struct Case {
   }
   std::string name() const {
     char text[160];
+    const char* statistics = per_sample ? "sample" : batch_statistics ? "batch" : "frozen";
     std::snprintf(text, sizeof text, "[%zu, %zu, %zu] %s activation %d %s statistics, misaligned by %zu, %zu classes",
                   n, c, l, layout == Layout::kContiguous ? "contiguous" : "channels_last", static_cast<int>(activation),
-                  batch_statistics ? "batch" : "frozen", misalignment, classes);
+                  statistics, misalignment, classes);
     return text;
   }
   size_t place(size_t pixel) const {  // in memory, of a pixel of [N, C, L]
@@ -134,6 +137,7 @@ class Arrays {
       problem_.labels = labels_.data(), problem_.order = order_.data();
       problem_.classes = static_cast<int64_t>(k.classes);
     }
+    problem_.per_sample = k.per_sample;
     for (auto [to, from] : {std::pair{&x, &in.x}, {&dy, &in.dy}, {&ddx, &in.ddx}}) {
       for (size_t i = 0; i < from->size(); ++i) (**to)[k.place(i)] = static_cast<T>(static_cast<A>((*from)[i]));
     }
@@ -178,7 +182,7 @@ class Arrays {
 
   Pixels pixels() const { return std::make_unique<Guarded<T>>(k_.n * k_.c * k_.l, k_.misalignment); }
   Planes planes() const { return std::make_unique<Guarded<A>>(k_.rows() * k_.c); }
-  Planes channels() const { return std::make_unique<Guarded<A>>(k_.c); }
+  Planes channels() const { return std::make_unique<Guarded<A>>(k_.statistics()); }
 
   Case k_;
   cbn::Problem problem_;

@@ -66,13 +66,19 @@ void check_same(const char* what, const Case& k, const Guarded<U>& a, const Guar
         k.name().c_str());
 }
 
+// With statistics of each sample, N samples of C channels are one sample of N C channels.
+inline Outputs reference_of(const Case& k, Inputs in) {
+  if (k.per_sample) in.c *= in.n, in.n = 1;
+  return reference::conditional_batch_norm(in);
+}
+
 template <class T, class Device>
 void check_case(const Device& device, const Case& k) {
   Inputs in = random_inputs<T>(k);
-  Outputs want = reference::conditional_batch_norm(in);
+  Outputs want = reference_of(k, in);
   if (!in.linear) {  // nothing but ddy may depend on the sign of an undecided z
     for (size_t i = 0; i < in.dy.size(); ++i) in.dy[i] = undecided<T>(want.z[i]) ? 0 : in.dy[i];
-    want = reference::conditional_batch_norm(in);
+    want = reference_of(k, in);
   }
   for (Results* sums : {&want.dgain, &want.dbias, &want.second_dgain}) *sums = by_row(k, *sums);
   Arrays<T> got(k, in), reversed(k, in);
@@ -179,6 +185,19 @@ void check_classes(const Device& device) {
   }
 }
 
+// Statistics of each sample: channels that are no vector, some vectors and neither; several partial results a sample.
+template <class T, class Device>
+void check_samples(const Device& device) {
+  struct Shape {
+    size_t n, c, l, misalignment;
+  };
+  for (const Shape& s : {Shape{1, 3, 5, 0}, {3, 1, 7, 0}, {2, 16, 16, 0}, {5, 33, 21, 1}, {3, 8, 4100, 0}}) {
+    for (Activation activation : {Activation::kNone, Activation::kLeakyRelu}) {
+      check_case<T>(device, {s.n, s.c, s.l, Layout::kChannelsLast, activation, true, s.misalignment, 0, true});
+    }
+  }
+}
+
 // One bad pixel spoils its channel where it enters the statistics, itself where it does not, and nothing else.
 template <class T, class Device>
 void check_special_values(const Device& device) {
@@ -210,13 +229,17 @@ void check_special_values(const Device& device) {
 template <class T, class Device>
 void check_far_from_zero(const Device& device) {
   if (sizeof(T) < sizeof(float)) return;
-  for (Layout layout : {Layout::kContiguous, Layout::kChannelsLast}) {
-    const Case k = {4, 4, 1000, layout, Activation::kNone, true, 0};
-    const Inputs in = random_inputs<T>(k, 1e4);
-    const Outputs want = reference::conditional_batch_norm(in);
+  const Case cases[] = {{4, 4, 1000, Layout::kContiguous, Activation::kNone, true, 0},
+                        {4, 4, 1000, Layout::kChannelsLast, Activation::kNone, true, 0},
+                        {4, 4, 1000, Layout::kChannelsLast, Activation::kNone, true, 0, 0, true}};
+  for (const Case& k : cases) {
+    Inputs in = random_inputs<T>(k, 1e4);
+    // The second half of the samples lies on the other side of zero: far from the first value of the batch.
+    for (size_t i = in.x.size() / 2; k.per_sample && i < in.x.size(); ++i) in.x[i] *= -1;
+    const Outputs want = reference_of(k, in);
     Arrays<T> got(k, in);
     device.run(got, false);
-    for (size_t c = 0; c < k.c; ++c) {
+    for (size_t c = 0; c < k.statistics(); ++c) {
       const double error = static_cast<double>((*got.var)[c] / want.var[c].value - 1);
       CHECK(std::fabs(error) <= 1e4 * kUnitRoundoff<T>, "var of %s: relative error %g", k.name().c_str(), error);
     }

@@ -172,6 +172,7 @@ void check_all() {
   check_empty<T>();
   check_parts<T>(Cuda());
   check_classes<T>(Cuda());
+  check_samples<T>(Cuda());
   check_labels_out_of_range<T>();
   check_special_values<T>(Cuda());
   check_far_from_zero<T>(Cuda());

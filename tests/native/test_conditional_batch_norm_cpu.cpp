@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <string>
+#include <vector>
 
 #include "../../csrc/cpu/conditional_batch_norm.h"
 #include "conditional_batch_norm_checks.h"
@@ -27,6 +28,15 @@ void in_pieces(int64_t size, Work&& work) {
   for (int64_t length = 1; size > 0; size -= std::min(size, length++)) work(std::max<int64_t>(size - length, 0), size);
 }
 
+// What csrc/torch hands to the passes: the batch, or its samples one by one.
+template <class Args>
+std::vector<Args> problems_of(const Args& batch) {
+  if (!batch.problem.per_sample) return {batch};
+  std::vector<Args> samples;
+  for (int64_t n = 0; n < batch.problem.n; ++n) samples.push_back(cpu::sample_of(batch, n));
+  return samples;
+}
+
 // A table's passes in the order in which csrc/torch calls them.
 class Cpu {
  public:
@@ -37,28 +47,33 @@ class Cpu {
     using A = AccumulatorOf<T>;
     run_forward(arrays, reversed);
     const cpu::Passes& pass = passes(arrays.problem());
-    const cbn::Backward first = arrays.backward();
-    run_order<A, A>(
-        arrays, 1, reversed, true, [&](auto... partial) { pass.backward_sums(first, partial...); },
-        [&](auto... partial_and_terms) { pass.backward_terms(first, partial_and_terms...); },
-        [&](auto... terms) { pass.backward(first, terms...); });
-    const cbn::BackwardBackward second = arrays.backward_backward();
-    run_order<A, A>(
-        arrays, 2, reversed, true, [&](auto... partial) { pass.backward_backward_sums(second, partial...); },
-        [&](auto... partial_and_terms) { pass.backward_backward_terms(second, partial_and_terms...); },
-        [&](auto... terms) { pass.backward_backward(second, terms...); });
+    for (const cbn::Backward& first : problems_of(arrays.backward())) {
+      run_order<A, A>(
+          first.problem, arrays.name(), 1, reversed, true,
+          [&](auto... partial) { pass.backward_sums(first, partial...); },
+          [&](auto... partial_and_terms) { pass.backward_terms(first, partial_and_terms...); },
+          [&](auto... terms) { pass.backward(first, terms...); });
+    }
+    for (const cbn::BackwardBackward& second : problems_of(arrays.backward_backward())) {
+      run_order<A, A>(
+          second.problem, arrays.name(), 2, reversed, true,
+          [&](auto... partial) { pass.backward_backward_sums(second, partial...); },
+          [&](auto... partial_and_terms) { pass.backward_backward_terms(second, partial_and_terms...); },
+          [&](auto... terms) { pass.backward_backward(second, terms...); });
+    }
     CHECK(arrays.intact(), "%s", arrays.name().c_str());
   }
 
   template <class T>
   void run_forward(Arrays<T>& arrays, bool reversed) const {
     const cpu::Passes& pass = passes(arrays.problem());
-    const cbn::Forward args = arrays.forward();
-    run_order<double, double>(
-        arrays, 0, reversed, arrays.problem().batch_statistics,
-        [&](void* partial, int64_t begin, int64_t end) { pass.statistics(args, partial, begin, end); },
-        [&](void* partial, void*, int64_t begin, int64_t end) { pass.merge_statistics(args, partial, begin, end); },
-        [&](void*, int64_t begin, int64_t end) { pass.forward(args, begin, end); });
+    for (const cbn::Forward& args : problems_of(arrays.forward())) {
+      run_order<double, double>(
+          args.problem, arrays.name(), 0, reversed, args.problem.batch_statistics,
+          [&](void* partial, int64_t begin, int64_t end) { pass.statistics(args, partial, begin, end); },
+          [&](void* partial, void*, int64_t begin, int64_t end) { pass.merge_statistics(args, partial, begin, end); },
+          [&](void*, int64_t begin, int64_t end) { pass.forward(args, begin, end); });
+    }
     CHECK(arrays.intact(), "%s", arrays.name().c_str());
   }
 
@@ -113,10 +128,9 @@ class Cpu {
   }
 
   // Not reversed, contiguous: some channels through all passes, then the next. Otherwise: pass by pass.
-  template <class Partial, class Term, class T, class Sums, class Terms, class Apply>
-  void run_order(const Arrays<T>& arrays, int order, bool reversed, bool with_sums, Sums&& sums, Terms&& terms,
-                 Apply&& apply) const {
-    const cbn::Problem& p = arrays.problem();
+  template <class Partial, class Term, class Sums, class Terms, class Apply>
+  static void run_order(const cbn::Problem& p, const std::string& name, int order, bool reversed, bool with_sums,
+                        Sums&& sums, Terms&& terms, Apply&& apply) {
     const cpu::Tiling t = cpu::tiling(p);
     Guarded<Partial> partial(cpu::kPartials[order] * t.slots * p.c);
     Guarded<Term> term(cpu::kTerms[order] * p.c);
@@ -135,7 +149,7 @@ class Cpu {
       if (with_sums) in_one(t.tiles, sum), in_one(p.c, fold);
       in_one(t.tiles, finish);
     }
-    CHECK(partial.intact() && term.intact(), "%s, order %d", arrays.name().c_str(), order);
+    CHECK(partial.intact() && term.intact(), "%s, order %d", name.c_str(), order);
   }
 
   const cpu::Table& table_;
@@ -216,6 +230,7 @@ void check_all(const Cpu& device) {
   check_empty<T>(device);
   check_parts<T>(device);
   check_classes<T>(device);
+  check_samples<T>(device);
   check_special_values<T>(device);
   check_far_from_zero<T>(device);
   if constexpr (sizeof(T) == 2) check_conversions<T>(device);

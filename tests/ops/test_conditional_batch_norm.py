@@ -19,6 +19,7 @@ from gankernels.errors import ImplementationUnavailable, InputError
 from gankernels.ops import conditional_batch_norm
 from gankernels.ops._registration import families
 from gankernels.ops.conditional_batch_norm import op, synchronized
+from gankernels.verification import errors
 from implementations import crossed, kernels_of
 
 KERNELS = kernels_of("conditional_batch_norm")
@@ -197,6 +198,42 @@ def test_error_at_most_twice_eager(device, impl, layout, dtype, mean):
         assert error.square().mean().sqrt() <= 2 * allowed.square().mean().sqrt(), name
 
 
+@pytest.mark.skipif("cpu" not in [p.values[1] for p in KERNELS], reason="the extension is not built")
+@layouts
+def test_error_where_a_channel_has_few_pixels(layout):
+    """Chance has a large part in the largest of 1536 channels' errors: it takes many draws to see the kernel's.
+
+    With rstd and the middle steps in fp32 one of these draws broke the rule, and on the whole the kernel was no better
+    than eager.
+    """
+    ratios = []
+    for seed in range(40):
+        torch.manual_seed(seed)
+        x, gain, bias = inputs((1, 1536, 4, 4), dtype=torch.float32)
+        dy = torch.randn_like(x)
+
+        def penalised(function, dtype=torch.float32, layout="contiguous", given=(x, gain, bias, dy)):
+            formats = (LAYOUTS[layout], torch.contiguous_format, torch.contiguous_format, LAYOUTS[layout])
+            *leaves, dy = (
+                t.detach().to(dtype).clone(memory_format=f).requires_grad_()
+                for t, f in zip(given, formats, strict=True)
+            )
+            (dx,) = torch.autograd.grad(function(*leaves), leaves[0], dy, create_graph=True)
+            return [dx, *torch.autograd.grad(dx.square().sum(), leaves[:2])]
+
+        def ours(*t, impl="cpu"):
+            return conditional_batch_norm(*t, activation="relu", impl=impl)
+
+        want = penalised(lambda *t: ours(*t, impl="reference"), torch.float64)
+        got = [errors(t, w) for t, w in zip(penalised(ours, layout=layout), want, strict=True)]
+        theirs = [[errors(t, w) for t, w in zip(penalised(eager, layout=name), want, strict=True)] for name in LAYOUTS]
+        allowed = torch.tensor(theirs).amax(0)  # the worse layout's, of each result
+        ratios.append(torch.tensor(got) / allowed)
+    largest, rms = torch.stack(ratios).unbind(2)
+    assert (largest <= 2).all()
+    assert (rms.median(0).values <= 0.95).all()
+
+
 @kernels
 @layouts
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -350,6 +387,14 @@ def op_calls(namespace: str, device: str, labelled: bool):
     grads = [t.clone().requires_grad_() for t in (x, gain, bias)]
     yield ops.conditional_batch_norm_forward.default, (*grads, labels, None, None, *tail)
     yield ops.conditional_batch_norm_forward.default, (x, gain, bias, labels, mean, var, *tail)
+    if not labelled:
+        of_samples = (None, torch.randn(2, 3, device=device), torch.rand(2, 3, device=device) + 1, True)
+        leaves = (dy.clone().requires_grad_(), *grads)
+        yield ops.conditional_batch_norm_forward.default, (*grads, None, None, None, *tail, True)
+        yield ops.conditional_batch_norm_backward.default, (*leaves, *of_samples, *tail)
+        yield ops.conditional_batch_norm_backward_backward.default, (
+            dy, gain, bias, dy, x, gain, bias, *of_samples, *tail,
+        )  # fmt: skip
     yield ops.conditional_batch_norm_backward.default, (dy.clone().requires_grad_(), *grads, *rest, True, *tail)
     yield (
         ops.conditional_batch_norm_backward_backward.default,

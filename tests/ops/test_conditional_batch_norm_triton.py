@@ -27,7 +27,7 @@ if not INTERPRETS and not torch.cuda.is_available():
 if interpreter_lacks():
     pytest.skip(interpreter_lacks(), allow_module_level=True)
 
-from gankernels.ops.conditional_batch_norm import kernels  # noqa: E402  (imports triton)
+from gankernels.ops.conditional_batch_norm import kernels, tiles  # noqa: E402  (they import triton)
 
 DEVICES = [
     pytest.param("cpu", marks=pytest.mark.skipif(not INTERPRETS, reason="needs TRITON_INTERPRET=1")),
@@ -58,10 +58,10 @@ def poisoned() -> Iterator[None]:
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several channel blocks, chunks and tiles a chunk at sizes that the interpreter can bear."""
-    monkeypatch.setattr(kernels, "_TILE_BYTES", (256, 128, 128))
-    monkeypatch.setattr(kernels, "_CHANNELS", (4, 2))
-    monkeypatch.setattr(kernels, "_PROGRAMS", 12)
-    monkeypatch.setattr(kernels, "_SMALL", {"BLOCK_C": 2, "BLOCK_ROWS": 2})
+    monkeypatch.setattr(tiles, "TILE_BYTES", (256, 128, 128))
+    monkeypatch.setattr(tiles, "CHANNELS", (4, 2))
+    monkeypatch.setattr(tiles, "PROGRAMS", 12)
+    monkeypatch.setattr(tiles, "SMALL", {"BLOCK_C": 2, "BLOCK_ROWS": 2})
 
 
 class Problem:
@@ -77,6 +77,7 @@ class Problem:
         batch: bool = True,
         activation: str = "lrelu",
         classes: int | None = None,
+        per_sample: bool = False,
     ) -> None:
         n, c, _, _ = shape
 
@@ -86,7 +87,7 @@ class Problem:
         def layout(t: Tensor) -> Tensor:
             return t.to(memory_format=torch.channels_last) if channels_last else t
 
-        self.batch, self.activation = batch, activation
+        self.batch, self.activation, self.per_sample = batch, activation, per_sample
         self.x = layout(random(*shape) * 2 + 3)
         self.labels = None if classes is None else torch.randint(classes, (n,), device=device)
         rows = n if classes is None else classes
@@ -101,7 +102,7 @@ class Problem:
         """All orders from the launchers, named by NAMES."""
         formula = (EPS, self.activation, SLOPE)
         inputs = (self.x, self.gain, self.bias, self.labels)
-        y, mean, var = kernels.conditional_batch_norm_forward(*inputs, *self.statistics, *formula)
+        y, mean, var = kernels.conditional_batch_norm_forward(*inputs, *self.statistics, *formula, self.per_sample)
         saved = (self.dy, *inputs, mean, var, self.batch, *formula)
         first = kernels.conditional_batch_norm_backward(*saved)
         if orders == 1:
@@ -133,6 +134,7 @@ class Problem:
         x, gain, bias, dy = map(leaf, (self.x, self.gain, self.bias, self.dy))
         statistics = [None if s is None else s if dtype is None else s.to(dtype) for s in self.statistics]
         formula = {"labels": self.labels, "eps": EPS, "activation": self.activation, "slope": SLOPE}
+        formula["per_sample"] = self.per_sample
         y, mean, var = forward(x, gain, bias, *statistics, **formula)
         first = torch.autograd.grad(y, (x, gain, bias), dy, create_graph=True)
         cotangents = [t.to(t.dtype if dtype is None else dtype) for t in self.cotangents]
@@ -165,18 +167,30 @@ def test_every_order_in_fp64(channels_last: bool, batch: bool, activation: str, 
 @pytest.mark.usefixtures("small_tiles")
 def test_past_a_block(channels_last: bool, device: str) -> None:
     shape = (2, 3, 7, 11) if channels_last else (2, 2, 13, 11)
-    plan = kernels._plan(*shape[:2], shape[2] * shape[3], torch.float64, channels_last, 2)
+    plan = tiles.plan_for(*shape[:2], shape[2] * shape[3], torch.float64, channels_last, 2)
     assert plan.chunks > plan.small_tile["BLOCK_K"] > 1
     assert plan.tiles > 1
     assert_equal_to_reference(Problem(shape, torch.float64, device, channels_last=channels_last))
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.usefixtures("small_tiles")
+def test_statistics_of_each_sample(channels_last: bool, device: str) -> None:
+    shape = (2, 5, 3, 7) if channels_last else (3, 5, 2, 3)
+    plan = tiles.plan_for(*shape[:2], shape[2] * shape[3], torch.float64, channels_last, 2, per_sample=True)
+    assert not channels_last or plan.chunks > 1
+    problem = Problem(shape, torch.float64, device, channels_last=channels_last, per_sample=True)
+    problem.x[1] -= 1e4  # far from the first value of the batch
+    assert_equal_to_reference(problem)
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.usefixtures("small_tiles")
 def test_class_tables_past_a_block(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "_CLASSES", 2)
+    monkeypatch.setattr(tiles, "CLASSES", 2)
     problem = Problem((3, 3, 3, 7), torch.float64, device, classes=3)
-    plan = kernels._plan(3, 3, 21, torch.float64, False, 2)
+    plan = tiles.plan_for(3, 3, 21, torch.float64, False, 2)
     assert plan.chunks > 1
     assert_equal_to_reference(problem)
 

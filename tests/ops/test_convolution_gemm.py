@@ -6,23 +6,48 @@ import pytest
 import torch
 from convolutions import LAYOUTS, assert_equal, inputs, plain_conv2d, plain_conv_transpose2d, two_orders
 
-from gankernels import verification
+from gankernels import _native, verification
 from gankernels.ops import _convolution_gemm as gemm
 from gankernels.ops import conv2d, conv_transpose2d
 
 
 @pytest.fixture
-def always(monkeypatch):
+def planned():
+    """No call is too small for the plan."""
+    if _native.extension is None:
+        yield
+        return
+    few = _native.extension.few_products(-1)
+    yield
+    _native.extension.few_products(few)
+
+
+@pytest.fixture
+def always(monkeypatch, planned):
     """Every call goes this way that can. Returns what went."""
     calls = []
 
-    def rule(what, *rest):
-        goes = what == "weight" or rest[-1]
+    def rule(what, weight_size, small_size, big_size, stride, padding, channels_last):
+        goes = what == "weight" or channels_last
+        if what == "big":
+            goes = goes and gemm.is_pointwise(weight_size, stride, padding)
+        goes = goes or gemm.is_single(weight_size, small_size, big_size, padding)
         calls.extend([what] * goes)
         return goes
 
     monkeypatch.setattr(gemm, "is_faster", rule)
     return calls
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_planned_calls_of_the_library(layout, planned):
+    for ours, plain, size in (
+        (conv2d, plain_conv2d, (2, 3, 8, 9)),
+        (conv_transpose2d, plain_conv_transpose2d, (2, 4, 5, 4)),
+    ):
+        tensors = inputs(size, (4, 3, 3, 2), 7 - size[1], layout=layout)
+        got = two_orders(lambda *t, f=ours: f(*t, stride=2, padding=1, impl="library"), tensors)
+        assert_equal(got, two_orders(lambda *t, f=plain: f(*t, stride=2, padding=1), tensors))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -74,6 +99,46 @@ def test_error_at_most_twice_eager(dtype, always):
     assert (why := verification.beyond_twice_eager(run(conv2d, tensors), exact, eager)) is None, why
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_pointwise(layout, always):
+    for ours, plain, size, shape in (
+        (conv2d, plain_conv2d, (2, 3, 5, 4), (6, 3, 1, 1)),
+        (conv_transpose2d, plain_conv_transpose2d, (2, 3, 5, 4), (3, 6, 1, 1)),
+    ):
+        tensors = inputs(size, shape, 6, layout=layout)
+        always.clear()
+        got = two_orders(lambda *t, f=ours: f(*t, impl="library"), tensors)
+        assert ("big" in always) == (layout == "channels_last")
+        assert_equal(got, two_orders(lambda *t, f=plain: f(*t), tensors))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_single(layout, planned, monkeypatch):
+    """A picture of one pixel, by the rule itself: the first layer of a generator, the last of a discriminator."""
+    rule, answers = gemm.is_faster, []
+    monkeypatch.setattr(gemm, "is_faster", lambda *sizes: answers.append(rule(*sizes)) or answers[-1])
+    for ours, plain, size, shape in (
+        (conv2d, plain_conv2d, (5, 3, 4, 2), (6, 3, 4, 2)),
+        (conv_transpose2d, plain_conv_transpose2d, (5, 3, 1, 1), (3, 6, 4, 2)),
+    ):
+        tensors = inputs(size, shape, 6, layout=layout)
+        got = two_orders(lambda *t, f=ours: f(*t, stride=3, impl="library"), tensors)
+        assert_equal(got, two_orders(lambda *t, f=plain: f(*t, stride=3), tensors))
+    assert answers == [True] * len(answers) != []
+
+
+@pytest.mark.parametrize("block_bytes", [1, 4000, 30000])
+def test_weight_gradient_in_blocks(block_bytes, always, monkeypatch):
+    """Of single rows, of some of a sample's, of some samples: sizes that the blocks do not divide."""
+    monkeypatch.setattr(gemm, "_BLOCK_BYTES", block_bytes)
+    options = {"stride": (2, 1), "padding": (1, 2), "dilation": (1, 2)}
+    for layout in LAYOUTS:
+        tensors = inputs((5, 4, 11, 9), (4, 4, 3, 2), 4, layout=layout)
+        got = two_orders(lambda *t: conv2d(*t, **options, impl="library"), tensors)
+        assert "weight" in always
+        assert_equal(got, two_orders(lambda *t: plain_conv2d(*t, **options), tensors))
+
+
 @pytest.mark.parametrize(
     ("what", "weight_size", "pixels", "stride", "channels_last", "faster"),
     [
@@ -81,18 +146,39 @@ def test_error_at_most_twice_eager(dtype, always):
         ("weight", (1536, 768, 4, 4), 1024, 2, False, True),
         ("weight", (512, 512, 4, 4), 1024, 2, True, True),
         ("weight", (512, 512, 4, 4), 1024, 2, False, False),
-        ("weight", (768, 384, 4, 4), 4096, 2, True, False),
-        ("weight", (256, 256, 4, 4), 64, 2, True, False),
+        ("weight", (192, 192, 4, 4), 4096, 2, True, False),
         ("small", (1536, 1536, 4, 4), 256, 2, True, True),
         ("small", (1536, 1536, 4, 4), 1024, 2, True, False),
         ("small", (1536, 1536, 4, 4), 256, 2, False, False),
         ("small", (1536, 1536, 3, 3), 256, 1, True, False),
+        ("big", (64, 3, 1, 1), 256, 1, True, True),
+        ("big", (64, 64, 1, 1), 256, 1, False, False),
+        ("big", (64, 64, 1, 1), 256, 2, True, False),
+        ("big", (64, 64, 3, 3), 256, 1, True, False),
     ],
 )
 def test_rule(what, weight_size, pixels, stride, channels_last, faster):
-    def rule(device="cpu", groups=1):
-        return gemm.is_faster(what, device, groups, weight_size, pixels, (stride, stride), channels_last)
+    sizes = (pixels, weight_size[0], 1, 1), (pixels, weight_size[1], 9, 9)
+    assert gemm.is_faster(what, weight_size, *sizes, (stride, stride), (0, 0), channels_last) is faster
 
-    assert rule() is faster
-    assert not rule(device="cuda")
-    assert not rule(groups=2)
+
+@pytest.mark.parametrize("slow", [True, False])
+def test_rule_where_the_weight_gradient_is_slow(slow, monkeypatch):
+    monkeypatch.setattr(gemm, "_HAS_SLOW_WEIGHT_GRADIENT", slow)
+
+    def rule(*weight_size, pixels=4096, padding=1, channels_last=True):
+        sizes = (1, weight_size[0], pixels, 1), (1, weight_size[1], pixels, 1)
+        return gemm.is_faster("weight", weight_size, *sizes, (1, 1), (padding, padding), channels_last)
+
+    assert rule(256, 256, 3, 3) is slow
+    assert rule(192, 96, 1, 1, padding=0) is slow
+    assert not rule(192, 96, 1, 1, padding=1)
+    assert not rule(256, 3, 3, 3)
+    assert not rule(256, 256, 3, 3, pixels=16)
+    assert not rule(256, 256, 3, 3, channels_last=False)
+
+
+def test_for_dense_convolutions_of_a_cpu_alone(always):
+    tensors = inputs((2, 4, 5, 5), (4, 2, 3, 3), 4, layout="channels_last")
+    two_orders(lambda *t: conv2d(*t, groups=2, impl="library"), tensors)
+    assert not always

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from gankernels import _native
-from gankernels.ops import bias_act
+from gankernels.ops import bias_act, spectral_norm
 
 pytestmark = pytest.mark.skipif(_native.extension is None, reason=f"no native extension: {_native.why_no_cpu}")
 
@@ -124,3 +124,26 @@ def test_a_third_order_is_refused(activation):
     (ddx,) = torch.autograd.grad(dx.pow(3).sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="bias_act: third-order gradients are not implemented; pass impl='ref"):
         torch.autograd.grad(ddx.sum(), x)
+
+
+def test_spectral_norm_differentiates_what_is_asked_for():
+    """Of three weights one is frozen and one is not used: the call has the third alone, and so has the next order."""
+    generator = torch.Generator().manual_seed(0)
+    weights = [torch.randn(3, 2, generator=generator, dtype=torch.float64).requires_grad_(i != 1) for i in range(3)]
+    u, v = ([torch.ones(size, dtype=torch.float64) for _ in weights] for size in (3, 2))
+    y = spectral_norm(weights, u, v, impl="cpu")
+    assert "gankernels::spectral_norm" in y[0].grad_fn.name()
+    assert not y[1].requires_grad
+    with Calls() as calls:
+        penalty = _norm_of_gradient(y[1] * y[2], weights[2])
+        (dweight,) = torch.autograd.grad(penalty, weights[2], create_graph=True)
+    assert [name.removeprefix("spectral_norm_") for name, _ in calls.seen] == [
+        "backward", "backward_backward", "backward",
+    ]  # fmt: skip
+    assert all(len(tensors) == 1 for _, args in calls.seen for tensors in args[:4])
+    with pytest.raises(RuntimeError, match="third-order"):
+        torch.autograd.grad(dweight.sum(), weights[2])
+
+
+def _norm_of_gradient(y: Tensor, x: Tensor) -> Tensor:
+    return torch.autograd.grad(y.square().sum(), x, create_graph=True)[0].square().sum()

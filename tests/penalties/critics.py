@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -18,3 +20,14 @@ def critic(*middle: nn.Module, width: int = 8, after: int | None = None) -> nn.S
 
 def pictures(count: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
     return torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+class Calls(nn.Module):
+    """A function of the pictures as a layer."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)

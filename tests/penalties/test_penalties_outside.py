@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 
 import double_backprop as double
 import pytest
@@ -102,3 +103,60 @@ def test_step_outside_the_class(name, penalty):
         )  # fmt: skip
         torch.testing.assert_close(torch.stack(scalars[:2]), torch.stack([value, total]))
         assert double.relative_error(double.accumulated(module), want) <= 1e-12
+
+
+class Tokens(nn.Module):
+    """A layer norm over the channels of each pixel."""
+
+    def __init__(self, **arguments) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(8, **arguments)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x.movedim(1, -1)).movedim(-1, 1)
+
+
+NORMS = {
+    "one group": lambda: nn.GroupNorm(1, 8),
+    "a group for each channel": lambda: nn.GroupNorm(8, 8),
+    "no gain": lambda: nn.Sequential(nn.GroupNorm(4, 8, affine=False), nn.LayerNorm([8, 8], elementwise_affine=False)),
+    "no bias": lambda: nn.LayerNorm([8, 8, 8], bias=False, eps=0.1),
+    "tokens": Tokens,
+    "frozen": lambda: nn.GroupNorm(2, 8).requires_grad_(False),
+    "vectors": lambda: nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(512, 16),
+        nn.GroupNorm(4, 16),
+        nn.LayerNorm(16),
+        nn.Linear(16, 512),
+        nn.Unflatten(1, (8, 8, 8)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NORMS)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_norms_are_written_out(name, memory_format, monkeypatch):
+    """Twice, the second with a mean far from zero; nothing is differentiated twice."""
+    torch.manual_seed(1)
+    norm = NORMS[name]()
+    discriminator = critic(norm, Shift(), copy.deepcopy(norm)).double().to(memory_format=memory_format)
+    for p in discriminator.parameters():
+        nn.init.normal_(p)
+    twin = copy.deepcopy(discriminator)
+    real, fake = (pictures(3, seed=seed).contiguous(memory_format=memory_format) for seed in (0, 1))
+    value, total = double.step(twin, real, fake, loss="hinge", penalty="r1", weight=3.0)
+    want = double.gradient(value + 3 * total, twin)
+    monkeypatch.setattr(torch.autograd, "grad", functools.partial(_without_graph, torch.autograd.grad))
+    d_step(discriminator, real, fake, weight=3.0)
+    assert double.relative_error(double.accumulated(discriminator), want) <= 1e-12
+
+
+class Shift(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 30
+
+
+def _without_graph(grad, *args, create_graph=False, **keywords):
+    assert not create_graph
+    return grad(*args, **keywords)

@@ -5,16 +5,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from gankernels.bench import networks
-from gankernels.bench.declaration import FORWARD, FORWARD_BACKWARD, Benchmark, Case
-from gankernels.bench.declarations._convolution import DTYPES
-from gankernels.bench.declarations.upsample_conv2d import inputs, moved, multiplied
+from gankernels.bench.declaration import Case
+from gankernels.bench.declarations._resampled import benchmark
 from gankernels.ops import conv2d_downsample, fold_conv_weight
-
-
-def _output(case: Case) -> tuple[int, int, int, int]:
-    n, _, height, width = case.shape
-    return n, case.arguments["out_channels"], height // 2, width // 2
 
 
 def _stock(case: Case, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -30,26 +23,6 @@ def _ours(case: Case, x: Tensor, weight: Tensor, bias: Tensor | None = None, imp
     return conv2d_downsample(x, weight, bias, padding=case.arguments["padding"], impl=impl)
 
 
-def _bytes(case: Case, mode: str, itemsize: int) -> float:
-    return moved(case, _output(case), mode, itemsize)
-
-
-def _flops(case: Case, mode: str) -> float:
-    # Folded: (K+1)^2 taps for each pixel of the mean. The two steps of the definition take 4 K^2.
-    _, _, height, width = _output(case)
-    return multiplied(case, (case.arguments["kernel_size"] + 1) ** 2, height * width, mode)
-
-
-BENCHMARK = Benchmark(
-    op="conv2d_downsample",
-    cases=networks.convolution_cases("conv2d_downsample"),
-    inputs=inputs,
-    stock=_stock,
-    ours=_ours,
-    rearranged=_rearranged,
-    bytes=_bytes,
-    flops=_flops,
-    dtypes=DTYPES,
-    modes=(FORWARD, FORWARD_BACKWARD),
-    launches=lambda mode: {FORWARD: 2, FORWARD_BACKWARD: 5}[mode],
+BENCHMARK = benchmark(
+    "conv2d_downsample", output_size=lambda size: size // 2, stock=_stock, ours=_ours, rearranged=_rearranged
 )

@@ -31,16 +31,17 @@ def _split(tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], list[Tensor], l
     return tensors[:count], vectors[:count], vectors[count:]
 
 
+def stock_spectral_norm(weight: Tensor, u: Tensor, v: Tensor, eps: float = _EPS) -> Tensor:
+    """What PyTorch's parametrization computes, u and v left as they are. Miyato et al., 1802.05957, algorithm 1."""
+    w = weight.flatten(1)
+    with torch.no_grad():
+        u = F.normalize(torch.mv(w, v), dim=0, eps=eps)
+        v = F.normalize(torch.mv(w.t(), u), dim=0, eps=eps)
+    return weight / torch.vdot(u, torch.mv(w, v))
+
+
 def _stock(case: Case, *tensors: Tensor) -> list[Tensor]:
-    """What PyTorch's parametrization computes; u and v are arguments, so that every call begins at the same ones."""
-    results = []
-    for weight, u, v in zip(*_split(tensors), strict=True):
-        w = weight.flatten(1)
-        with torch.no_grad():
-            u = F.normalize(torch.mv(w, v), dim=0, eps=_EPS)
-            v = F.normalize(torch.mv(w.t(), u), dim=0, eps=_EPS)
-        results.append(weight / torch.vdot(u, torch.mv(w, v)))
-    return results
+    return [stock_spectral_norm(weight, u, v) for weight, u, v in zip(*_split(tensors), strict=True)]
 
 
 def _ours(case: Case, *tensors: Tensor, impl: str) -> list[Tensor]:

@@ -8,7 +8,6 @@ CUDA graph, and the same bits every time. Arguments are trusted; op.py checks th
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -17,13 +16,13 @@ from torch import Tensor
 
 from gankernels.ops import _layout
 from gankernels.ops._activation import PIECEWISE_LINEAR
+from gankernels.ops._launch import FUSION, Specialisation, on_device_of
 from gankernels.ops.bias_act import device
 
 # Bytes of one tensor's tile, by order of differentiation: four 16-byte loads a thread, two in the second order, which
 # holds up to five tensors.
 _TILE_BYTES = (8192, 8192, 4096)
-# Without enable_fp_fusion Triton 3.9 warns that 3.10 will change its default. Nothing here needs it but speed.
-_OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
+_OPTIONS = {"num_warps": 4} | FUSION
 # Channels of a tile where they are innermost: 64 fill whole 128-byte lines in 16 bits, 32 waste fewer lanes between.
 _CHANNELS = (64, 32)
 # Memory is split until there are this many programs, about 8 for each multiprocessor of a large GPU. A constant, not
@@ -86,7 +85,7 @@ def bias_act_forward(
     if x.numel() == 0:
         return y
     plan = _plan_of(x, dim, bias is not None, 0)
-    with _on_device_of(x):
+    with on_device_of(x):
         device._bias_act_forward_kernel[plan.grid](
             x, _contiguous(bias), y, plan.c, plan.l, plan.chunks, plan.tiles,
             **_formula(activation, slope, gain, clamp, x.dtype), **plan.tile,
@@ -116,7 +115,7 @@ def bias_act_backward(
         return dx, dbias.zero_()
     plan = _plan_of(like, dim, bias is not None or with_dbias, 1)
     sums = dbias.new_empty(plan.rows, plan.c) if with_dbias else None
-    with _on_device_of(like):
+    with on_device_of(like):
         device._bias_act_backward_kernel[plan.grid](
             dy, _needed(like, activation, clamp), _contiguous(bias), dx, sums, plan.c, plan.l, plan.chunks, plan.tiles,
             **_formula(activation, slope, gain, clamp, like.dtype), **plan.tile,
@@ -151,7 +150,7 @@ def bias_act_backward_backward(
         return ddy, dx, dbias.zero_()
     plan = _plan_of(like, dim, bias is not None or ddbias is not None or with_dbias, 2)
     sums = dbias.new_empty(plan.rows, plan.c) if with_dbias else None
-    with _on_device_of(like):
+    with on_device_of(like):
         device._bias_act_backward_backward_kernel[plan.grid](
             ddx, _contiguous(ddbias), dy, _needed(like, activation, clamp), _contiguous(bias), ddy,
             dx if smooth else None, sums, plan.c, plan.l, plan.chunks, plan.tiles,
@@ -192,20 +191,6 @@ def _formula(activation: str, slope: float, gain: float, clamp: float | None, dt
         "CLAMP": None if clamp is None else float(clamp),
         "ACC": triton.language.float64 if dtype == torch.float64 else triton.language.float32,
     }
-
-
-def _on_device_of(x: Tensor) -> AbstractContextManager[Any]:
-    """Triton launches on the current device, which need not be x's."""
-    return torch.cuda.device_of(x) if x.is_cuda else nullcontext()
-
-
-class Specialisation(NamedTuple):
-    """One compilation of a kernel, for the ahead-of-time check: what the launchers above would ask for."""
-
-    kernel: Any
-    signature: dict[str, str]  # argument -> Triton type, "constexpr" included
-    constexprs: dict[str, Any]
-    options: dict[str, Any]  # of the compiler
 
 
 def specialisations() -> Iterator[Specialisation]:

@@ -24,10 +24,11 @@ class _Input:
     training: bool
     mean: float = 0.0
     classes: int | None = None  # with labels
+    per_sample: bool = False
 
     def __str__(self) -> str:
         layout = "channels_last" if self.layout == torch.channels_last else "contiguous"
-        statistics = "batch" if self.training else "frozen"
+        statistics = "sample" if self.per_sample else "batch" if self.training else "frozen"
         tables = f", {self.classes} classes" if self.classes else ""
         return f"{'x'.join(map(str, self.shape))} {layout}, {self.activation}, {statistics} statistics{tables}"
 
@@ -58,11 +59,12 @@ class _Input:
             training=self.training,
             activation=self.activation,
             slope=_SLOPE,
+            per_sample=self.per_sample,
             impl=impl,
         )
 
     def stock(self, x: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
-        y = F.batch_norm(x, *self.running(x), training=self.training)
+        y = F.instance_norm(x) if self.per_sample else F.batch_norm(x, *self.running(x), training=self.training)
         labels = self.labels(x)
         if labels is not None:
             gain, bias = F.embedding(labels, gain), F.embedding(labels, bias)
@@ -70,7 +72,9 @@ class _Input:
 
     def before_activation(self, x: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
         given = () if self.training else self.running(x)
-        return reference.conditional_batch_norm(x, gain, bias, *given, labels=self.labels(x))[0]
+        return reference.conditional_batch_norm(
+            x, gain, bias, *given, labels=self.labels(x), per_sample=self.per_sample
+        )[0]
 
 
 def checks() -> Iterator[Check]:
@@ -82,6 +86,7 @@ def checks() -> Iterator[Check]:
         _Input((2, 17, 1, 9), last, "none", training=False),
         _Input((5, 1, 3, 11), contiguous, "lrelu", training=False),
         _Input((5, 9, 3, 5), last, "relu", training=True, classes=7),
+        _Input((3, 9, 5, 3), last, "lrelu", training=True, per_sample=True),
         _Input((16, 40, 9, 9), contiguous, "relu", training=True, mean=3.0),
         _Input((16, 40, 9, 9), last, "relu", training=True),
     ):

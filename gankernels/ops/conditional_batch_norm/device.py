@@ -7,6 +7,9 @@ A program of a pixel pass owns one sample, BLOCK_C channels and a run of ``tiles
 It keeps one accumulator a lane and reduces across lanes once, at its end. Partial sums go to a workspace
 [quantity, row, C] with row = n * chunks + chunk, and are added up in a fixed order.
 
+mean, var and what follows from them alone have S entries, which are the channels, or with PER_SAMPLE the planes (n, c);
+partial sums then go to [quantity, chunk, S], so that the small steps see one sample with S channels.
+
 EPS and SLOPE are constexpr because Triton would pass a Python float as fp32, which fp64 tensors would notice.
 """
 
@@ -17,13 +20,18 @@ import triton.language as tl
 
 
 @triton.jit
-def _program(C, chunks, tiles, BLOCK_C: tl.constexpr, BLOCK_L: tl.constexpr):
-    """This program's row of partial sums, its sample, its channels and its first pixel."""
+def _program(C, chunks, tiles, PER_SAMPLE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_L: tl.constexpr):
+    """This program's row of partial sums, its sample, its channels, their statistics, and its first pixel."""
     pid = tl.program_id(0)
     c_blocks = tl.cdiv(C, BLOCK_C)
     row = (pid // c_blocks).to(tl.int64)
+    n, chunk = row // chunks, row % chunks
     offs_c = pid % c_blocks * BLOCK_C + tl.arange(0, BLOCK_C)
-    return row, row // chunks, offs_c, pid // c_blocks % chunks * (tiles * BLOCK_L)
+    start = pid // c_blocks % chunks * (tiles * BLOCK_L)
+    if PER_SAMPLE:
+        return chunk, n, offs_c, n * C + offs_c, start
+    else:
+        return row, n, offs_c, offs_c, start
 
 
 @triton.jit
@@ -51,12 +59,12 @@ def _load_row(table_ptr, labels_ptr, n, classes, offs_c, C):
 
 
 @triton.jit
-def _affine(gain_ptr, bias_ptr, labels_ptr, mean_ptr, var_ptr, n, classes, offs_c, C, EPS: tl.constexpr):
+def _affine(gain_ptr, bias_ptr, labels_ptr, mean_ptr, var_ptr, n, classes, offs_c, offs_s, C, EPS: tl.constexpr):
     """mean, rstd, scale and bias of a program's channels, each [BLOCK_C, 1] in the accumulation type."""
     ACC: tl.constexpr = mean_ptr.dtype.element_ty
     mask = offs_c < C
-    mean = tl.load(mean_ptr + offs_c, mask=mask, other=0.0)
-    rstd = tl.rsqrt(tl.load(var_ptr + offs_c, mask=mask, other=1.0) + EPS)
+    mean = tl.load(mean_ptr + offs_s, mask=mask, other=0.0)
+    rstd = tl.rsqrt(tl.load(var_ptr + offs_s, mask=mask, other=1.0) + EPS)
     scale = _load_row(gain_ptr, labels_ptr, n, classes, offs_c, C).to(ACC) * rstd
     bias = _load_row(bias_ptr, labels_ptr, n, classes, offs_c, C).to(ACC)
     return mean[:, None], rstd[:, None], scale[:, None], bias[:, None]
@@ -87,8 +95,8 @@ def _activate_backward(z, g, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr):
 
 
 @triton.jit
-def _store_sum(sums_ptr, quantity, row, rows, lanes, offs_c, C):
-    tl.store(sums_ptr + (quantity * rows + row) * C + offs_c, tl.sum(lanes, 1), mask=offs_c < C)
+def _store_sum(sums_ptr, quantity, row, rows, lanes, offs_c, C, offs_s, S):
+    tl.store(sums_ptr + (quantity * rows + row) * S + offs_s, tl.sum(lanes, 1), mask=offs_c < C)
 
 
 @triton.jit
@@ -121,22 +129,23 @@ def _union(count, mean, m2):
 
 
 @triton.jit
-def _first(x_ptr, offs_c, C, L, CHANNELS_LAST: tl.constexpr):
-    """The first value of each channel [BLOCK_C, 1]. Statistics are taken of x less this: where |mean| >> std, what
-    remains has the size of std, and so have its rounding errors."""
+def _first(x_ptr, offs_s, C, L, S, CHANNELS_LAST: tl.constexpr):
+    """The first value of which each statistic is made [BLOCK_C, 1]. Statistics are taken of x less this: where
+    |mean| >> std, what remains has the size of std, and so have its rounding errors."""
+    n = offs_s.to(tl.int64) // C
     stride = 1 if CHANNELS_LAST else L
-    return tl.load(x_ptr + offs_c.to(tl.int64) * stride, mask=offs_c < C, other=0.0)[:, None]
+    return tl.load(x_ptr + n * C * L + (offs_s - n * C) * stride, mask=offs_s < S, other=0.0)[:, None]
 
 
 @triton.jit
 def _conditional_batch_norm_statistics_kernel(
-    x_ptr, sums_ptr, C, L, rows, chunks, tiles,
-    CHANNELS_LAST: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_L: tl.constexpr,
+    x_ptr, sums_ptr, C, L, S, rows, chunks, tiles,
+    CHANNELS_LAST: tl.constexpr, PER_SAMPLE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_L: tl.constexpr,
 ):  # fmt: skip
     """The mean, less the channel's first value, and the sum of squared deviations of each row: [2, rows, C]."""
     ACC: tl.constexpr = sums_ptr.dtype.element_ty
-    row, n, offs_c, start = _program(C, chunks, tiles, BLOCK_C, BLOCK_L)
-    first = _first(x_ptr, offs_c, C, L, CHANNELS_LAST).to(ACC)
+    row, n, offs_c, offs_s, start = _program(C, chunks, tiles, PER_SAMPLE, BLOCK_C, BLOCK_L)
+    first = _first(x_ptr, offs_s, C, L, S, CHANNELS_LAST).to(ACC)
     count = tl.zeros([1, BLOCK_L], ACC)
     mean = tl.zeros([BLOCK_C, BLOCK_L], ACC)
     m2 = tl.zeros([BLOCK_C, BLOCK_L], ACC)
@@ -149,27 +158,27 @@ def _conditional_batch_norm_statistics_kernel(
         mean += delta * (1.0 / tl.maximum(count, 1.0))
         m2 += tl.where(mask, delta * (x - mean), 0.0)
     count, mean, m2 = _union(count, mean, m2)
-    _store_sum(sums_ptr, 0, row, rows, mean, offs_c, C)
-    _store_sum(sums_ptr, 1, row, rows, m2, offs_c, C)
+    _store_sum(sums_ptr, 0, row, rows, mean, offs_c, C, offs_s, S)
+    _store_sum(sums_ptr, 1, row, rows, m2, offs_c, C, offs_s, S)
 
 
 @triton.jit
 def _conditional_batch_norm_finish_statistics_kernel(
-    x_ptr, sums_ptr, mean_ptr, var_ptr, C, L, rows, chunks, chunk_pixels,
+    x_ptr, sums_ptr, mean_ptr, var_ptr, C, L, S, rows, chunks, chunk_pixels,
     CHANNELS_LAST: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_ROWS: tl.constexpr,
 ):  # fmt: skip
-    """mean [C] and biased var [C] of all rows: Chan, Golub and LeVeque 1979, equation 2.1."""
+    """mean [S] and biased var [S] of all rows: Chan, Golub and LeVeque 1979, equation 2.1."""
     OUT: tl.constexpr = mean_ptr.dtype.element_ty
     ACC: tl.constexpr = sums_ptr.dtype.element_ty
-    offs_c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    offs_s = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     count = tl.zeros([1, BLOCK_ROWS], ACC)
     mean = tl.zeros([BLOCK_C, BLOCK_ROWS], ACC)
     m2 = tl.zeros([BLOCK_C, BLOCK_ROWS], ACC)
     for i in range(0, rows, BLOCK_ROWS):
         offs_row = i + tl.arange(0, BLOCK_ROWS)
-        mask = (offs_c < C)[:, None] & (offs_row < rows)[None, :]
-        offs = offs_row.to(tl.int64)[None, :] * C + offs_c[:, None]
-        offs_m2 = (offs_row + rows).to(tl.int64)[None, :] * C + offs_c[:, None]
+        mask = (offs_s < S)[:, None] & (offs_row < rows)[None, :]
+        offs = offs_row.to(tl.int64)[None, :] * S + offs_s[:, None]
+        offs_m2 = (offs_row + rows).to(tl.int64)[None, :] * S + offs_s[:, None]
         size = tl.minimum(L - offs_row % chunks * chunk_pixels, chunk_pixels)
         size = tl.where(offs_row < rows, size, 0).to(ACC)[None, :]
         delta = tl.load(sums_ptr + offs, mask=mask, other=0.0) - mean
@@ -178,21 +187,23 @@ def _conditional_batch_norm_finish_statistics_kernel(
         m2 += tl.load(sums_ptr + offs_m2, mask=mask, other=0.0) + delta * delta * count * share
         count += size
     count, mean, m2 = _union(count, mean, m2)
-    mean = mean.to(OUT) + _first(x_ptr, offs_c, C, L, CHANNELS_LAST).to(OUT)
-    tl.store(mean_ptr + offs_c[:, None], mean, mask=(offs_c < C)[:, None])
-    tl.store(var_ptr + offs_c[:, None], (m2 / count).to(OUT), mask=(offs_c < C)[:, None])
+    mean = mean.to(OUT) + _first(x_ptr, offs_s, C, L, S, CHANNELS_LAST).to(OUT)
+    tl.store(mean_ptr + offs_s[:, None], mean, mask=(offs_s < S)[:, None])
+    tl.store(var_ptr + offs_s[:, None], (m2 / count).to(OUT), mask=(offs_s < S)[:, None])
 
 
 @triton.jit
 def _conditional_batch_norm_forward_kernel(
-    x_ptr, gain_ptr, bias_ptr, mean_ptr, var_ptr, y_ptr, C, L, chunks, tiles, labels_ptr, classes,
+    x_ptr, gain_ptr, bias_ptr, mean_ptr, var_ptr, y_ptr, C, L, S, chunks, tiles, labels_ptr, classes,
     EPS: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_L: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, PER_SAMPLE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_L: tl.constexpr,
 ):  # fmt: skip
     """y = act((x - mean) * scale + bias)"""
     ACC: tl.constexpr = mean_ptr.dtype.element_ty
-    _row, n, offs_c, start = _program(C, chunks, tiles, BLOCK_C, BLOCK_L)
-    mean, _rstd, scale, bias = _affine(gain_ptr, bias_ptr, labels_ptr, mean_ptr, var_ptr, n, classes, offs_c, C, EPS)
+    _row, n, offs_c, offs_s, start = _program(C, chunks, tiles, PER_SAMPLE, BLOCK_C, BLOCK_L)
+    mean, _rstd, scale, bias = _affine(
+        gain_ptr, bias_ptr, labels_ptr, mean_ptr, var_ptr, n, classes, offs_c, offs_s, C, EPS
+    )
     for i in range(tiles):
         offs, mask = _pixels(n, offs_c, start + i * BLOCK_L, C, L, CHANNELS_LAST, BLOCK_L)
         x = tl.load(x_ptr + offs, mask=mask, other=0.0).to(ACC)
@@ -202,14 +213,16 @@ def _conditional_batch_norm_forward_kernel(
 
 @triton.jit
 def _conditional_batch_norm_backward_sums_kernel(
-    dy_ptr, x_ptr, gain_ptr, bias_ptr, mean_ptr, var_ptr, sums_ptr, C, L, rows, chunks, tiles, labels_ptr, classes,
+    dy_ptr, x_ptr, gain_ptr, bias_ptr, mean_ptr, var_ptr, sums_ptr, C, L, S, rows, chunks, tiles, labels_ptr, classes,
     EPS: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_L: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, PER_SAMPLE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_L: tl.constexpr,
 ):  # fmt: skip
     """s0 = sum dz and s1 = sum dz (x - mean), with dz = act'(z) dy, for each row of partial sums: [2, rows, C]."""
     ACC: tl.constexpr = mean_ptr.dtype.element_ty
-    row, n, offs_c, start = _program(C, chunks, tiles, BLOCK_C, BLOCK_L)
-    mean, _rstd, scale, bias = _affine(gain_ptr, bias_ptr, labels_ptr, mean_ptr, var_ptr, n, classes, offs_c, C, EPS)
+    row, n, offs_c, offs_s, start = _program(C, chunks, tiles, PER_SAMPLE, BLOCK_C, BLOCK_L)
+    mean, _rstd, scale, bias = _affine(
+        gain_ptr, bias_ptr, labels_ptr, mean_ptr, var_ptr, n, classes, offs_c, offs_s, C, EPS
+    )
     s0 = tl.zeros([BLOCK_C, BLOCK_L], ACC)
     s1 = tl.zeros([BLOCK_C, BLOCK_L], ACC)
     for i in range(tiles):
@@ -219,8 +232,8 @@ def _conditional_batch_norm_backward_sums_kernel(
         dz = _activate_backward(_z(x_centered, scale, bias), dy, ACTIVATION, SLOPE)
         s0 += dz
         s1 += dz * x_centered
-    _store_sum(sums_ptr, 0, row, rows, s0, offs_c, C)
-    _store_sum(sums_ptr, 1, row, rows, s1, offs_c, C)
+    _store_sum(sums_ptr, 0, row, rows, s0, offs_c, C, offs_s, S)
+    _store_sum(sums_ptr, 1, row, rows, s1, offs_c, C, offs_s, S)
 
 
 @triton.jit
@@ -277,17 +290,20 @@ def _conditional_batch_norm_backward_terms_kernel(
 
 @triton.jit
 def _conditional_batch_norm_backward_kernel(
-    dy_ptr, x_ptr, gain_ptr, bias_ptr, mean_ptr, var_ptr, terms_ptr, dx_ptr, C, L, chunks, tiles, labels_ptr, classes,
+    dy_ptr, x_ptr, gain_ptr, bias_ptr, mean_ptr, var_ptr, terms_ptr, dx_ptr,
+    C, L, S, chunks, tiles, labels_ptr, classes,
     EPS: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, BATCH_STATISTICS: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_L: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, PER_SAMPLE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_L: tl.constexpr,
 ):  # fmt: skip
     """dx = scale dz + of_x (x - mean) + of_1; where the statistics are constants, scale dz alone."""
     ACC: tl.constexpr = mean_ptr.dtype.element_ty
-    _row, n, offs_c, start = _program(C, chunks, tiles, BLOCK_C, BLOCK_L)
-    mean, _rstd, scale, bias = _affine(gain_ptr, bias_ptr, labels_ptr, mean_ptr, var_ptr, n, classes, offs_c, C, EPS)
+    _row, n, offs_c, offs_s, start = _program(C, chunks, tiles, PER_SAMPLE, BLOCK_C, BLOCK_L)
+    mean, _rstd, scale, bias = _affine(
+        gain_ptr, bias_ptr, labels_ptr, mean_ptr, var_ptr, n, classes, offs_c, offs_s, C, EPS
+    )
     if BATCH_STATISTICS:
-        of_x = tl.load(terms_ptr + offs_c, mask=offs_c < C, other=0.0)[:, None]
-        of_1 = tl.load(terms_ptr + C + offs_c, mask=offs_c < C, other=0.0)[:, None]
+        of_x = tl.load(terms_ptr + offs_s, mask=offs_c < C, other=0.0)[:, None]
+        of_1 = tl.load(terms_ptr + S + offs_s, mask=offs_c < C, other=0.0)[:, None]
     for i in range(tiles):
         offs, mask = _pixels(n, offs_c, start + i * BLOCK_L, C, L, CHANNELS_LAST, BLOCK_L)
         x_centered = tl.load(x_ptr + offs, mask=mask, other=0.0).to(ACC) - mean

@@ -23,14 +23,16 @@ from gankernels.ops.conditional_batch_norm.device import (
 @triton.jit
 def _conditional_batch_norm_backward_backward_sums_kernel(
     ddx_ptr, dy_ptr, x_ptr, gain_ptr, bias_ptr, mean_ptr, var_ptr, sums_ptr,
-    C, L, rows, chunks, tiles, labels_ptr, classes,
+    C, L, S, rows, chunks, tiles, labels_ptr, classes,
     EPS: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_L: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, PER_SAMPLE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_L: tl.constexpr,
 ):  # fmt: skip
     """s0, s1, t0 = sum ddx, t1 = sum ddx (x - mean) and u = sum dz ddx for each row of partial sums: [5, rows, C]."""
     ACC: tl.constexpr = mean_ptr.dtype.element_ty
-    row, n, offs_c, start = _program(C, chunks, tiles, BLOCK_C, BLOCK_L)
-    mean, _rstd, scale, bias = _affine(gain_ptr, bias_ptr, labels_ptr, mean_ptr, var_ptr, n, classes, offs_c, C, EPS)
+    row, n, offs_c, offs_s, start = _program(C, chunks, tiles, PER_SAMPLE, BLOCK_C, BLOCK_L)
+    mean, _rstd, scale, bias = _affine(
+        gain_ptr, bias_ptr, labels_ptr, mean_ptr, var_ptr, n, classes, offs_c, offs_s, C, EPS
+    )
     s0 = tl.zeros([BLOCK_C, BLOCK_L], ACC)
     s1 = tl.zeros([BLOCK_C, BLOCK_L], ACC)
     t0 = tl.zeros([BLOCK_C, BLOCK_L], ACC)
@@ -47,11 +49,11 @@ def _conditional_batch_norm_backward_backward_sums_kernel(
         t0 += ddx
         t1 += ddx * x_centered
         u += dz * ddx
-    _store_sum(sums_ptr, 0, row, rows, s0, offs_c, C)
-    _store_sum(sums_ptr, 1, row, rows, s1, offs_c, C)
-    _store_sum(sums_ptr, 2, row, rows, t0, offs_c, C)
-    _store_sum(sums_ptr, 3, row, rows, t1, offs_c, C)
-    _store_sum(sums_ptr, 4, row, rows, u, offs_c, C)
+    _store_sum(sums_ptr, 0, row, rows, s0, offs_c, C, offs_s, S)
+    _store_sum(sums_ptr, 1, row, rows, s1, offs_c, C, offs_s, S)
+    _store_sum(sums_ptr, 2, row, rows, t0, offs_c, C, offs_s, S)
+    _store_sum(sums_ptr, 3, row, rows, t1, offs_c, C, offs_s, S)
+    _store_sum(sums_ptr, 4, row, rows, u, offs_c, C, offs_s, S)
 
 
 @triton.jit
@@ -112,24 +114,26 @@ def _conditional_batch_norm_backward_backward_terms_kernel(
 @triton.jit
 def _conditional_batch_norm_backward_backward_kernel(
     ddx_ptr, ddgain_ptr, ddbias_ptr, dy_ptr, x_ptr, gain_ptr, bias_ptr, mean_ptr, var_ptr, terms_ptr, ddy_ptr, dx_ptr,
-    C, L, chunks, tiles, labels_ptr, classes,
+    C, L, S, chunks, tiles, labels_ptr, classes,
     EPS: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, BATCH_STATISTICS: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_L: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, PER_SAMPLE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_L: tl.constexpr,
 ):  # fmt: skip
     """ddy = act'(z) (scale ddx + of_dz (x - mean) + of_mask)
     dx = of_ddx ddx + of_dz dz + of_x (x - mean) + of_1; where the statistics are constants, of_dz dz alone."""
     ACC: tl.constexpr = mean_ptr.dtype.element_ty
-    _row, n, offs_c, start = _program(C, chunks, tiles, BLOCK_C, BLOCK_L)
-    mean, rstd, scale, bias = _affine(gain_ptr, bias_ptr, labels_ptr, mean_ptr, var_ptr, n, classes, offs_c, C, EPS)
+    _row, n, offs_c, offs_s, start = _program(C, chunks, tiles, PER_SAMPLE, BLOCK_C, BLOCK_L)
+    mean, rstd, scale, bias = _affine(
+        gain_ptr, bias_ptr, labels_ptr, mean_ptr, var_ptr, n, classes, offs_c, offs_s, C, EPS
+    )
     mask_c = offs_c < C
     of_dz = rstd * _load_row(ddgain_ptr, labels_ptr, n, classes, offs_c, C).to(ACC)[:, None]
     of_mask = _load_row(ddbias_ptr, labels_ptr, n, classes, offs_c, C).to(ACC)[:, None]
     if BATCH_STATISTICS:
-        of_ddx = tl.load(terms_ptr + offs_c, mask=mask_c, other=0.0)[:, None]
-        of_x = tl.load(terms_ptr + C + offs_c, mask=mask_c, other=0.0)[:, None]
-        of_1 = tl.load(terms_ptr + 2 * C + offs_c, mask=mask_c, other=0.0)[:, None]
-        of_mask -= scale * tl.load(terms_ptr + 3 * C + offs_c, mask=mask_c, other=0.0)[:, None]
-        of_dz -= rstd * scale * tl.load(terms_ptr + 4 * C + offs_c, mask=mask_c, other=0.0)[:, None]
+        of_ddx = tl.load(terms_ptr + offs_s, mask=mask_c, other=0.0)[:, None]
+        of_x = tl.load(terms_ptr + S + offs_s, mask=mask_c, other=0.0)[:, None]
+        of_1 = tl.load(terms_ptr + 2 * S + offs_s, mask=mask_c, other=0.0)[:, None]
+        of_mask -= scale * tl.load(terms_ptr + 3 * S + offs_s, mask=mask_c, other=0.0)[:, None]
+        of_dz -= rstd * scale * tl.load(terms_ptr + 4 * S + offs_s, mask=mask_c, other=0.0)[:, None]
     for i in range(tiles):
         offs, mask = _pixels(n, offs_c, start + i * BLOCK_L, C, L, CHANNELS_LAST, BLOCK_L)
         x_centered = tl.load(x_ptr + offs, mask=mask, other=0.0).to(ACC) - mean

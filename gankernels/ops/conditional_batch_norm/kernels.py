@@ -10,71 +10,16 @@ Gain and bias have a row for each sample, or with labels for each class, of whic
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
 from gankernels.ops import _layout
-from gankernels.ops.conditional_batch_norm import device, device_backward_backward
+from gankernels.ops._launch import Specialisation, on_device_of
+from gankernels.ops.conditional_batch_norm import device, device_backward_backward, tiles
 from gankernels.ops.conditional_batch_norm.synchronized import rows_of_batch
-
-# Bytes of one tensor's tile, by order of differentiation: two 16-byte loads a thread, or one in the second order, which
-# holds three tensors and five accumulators. More spills registers.
-_TILE_BYTES = (4096, 4096, 2048)
-# Without enable_fp_fusion Triton 3.9 warns that 3.10 will change its default. Nothing here needs it but speed.
-_OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
-# Channels of a channels_last tile: 64 fill whole 128-byte lines in 16 bits, 32 waste fewer lanes on the widths between.
-_CHANNELS = (64, 32)
-# Pixels are split until there are this many programs, about 8 for each multiprocessor of a large GPU. A constant, not
-# asked of the device, so that sums are added in the same order everywhere.
-_PROGRAMS = 1024
-# Tiles of the steps on [N, C]: 8 channels fill a 32-byte sector of the workspace, and 64 rows give a thread 4 of them.
-_SMALL = {"BLOCK_C": 8, "BLOCK_ROWS": 64}
-# Classes of a program that sums over their samples: it holds BLOCK_C x BLOCK_CLASSES x BLOCK_ROWS numbers.
-_CLASSES = 8
-
-
-class _Plan(NamedTuple):
-    """How a problem is cut into programs, from its shape, dtype and layout alone."""
-
-    n: int
-    c: int
-    l: int  # noqa: E741  (the kernels' L: pixels of a picture, H * W)
-    chunks: int  # runs of pixels of a picture
-    tiles: int  # tiles of BLOCK_L pixels in a run
-    grid: tuple[int]  # of the pixel passes
-    tile: dict[str, Any]  # their constexprs
-    small_grid: tuple[int]  # of the steps on [N, C]
-    small_tile: dict[str, Any]
-
-    @property
-    def rows(self) -> int:
-        return self.n * self.chunks
-
-
-def _plan(n: int, c: int, pixels: int, dtype: torch.dtype, channels_last: bool, order: int) -> _Plan:
-    elements = _TILE_BYTES[order] // dtype.itemsize
-    if channels_last:
-        widest, narrow = _CHANNELS
-        block_c = min(triton.next_power_of_2(c), widest if c % widest == 0 else narrow, elements)
-        block_l = min(triton.next_power_of_2(pixels), elements // block_c)
-    else:
-        block_l = min(triton.next_power_of_2(pixels), elements)
-        block_c = min(triton.next_power_of_2(c), elements // block_l)
-    c_blocks, l_blocks = triton.cdiv(c, block_c), triton.cdiv(pixels, block_l)
-    tiles = triton.cdiv(l_blocks, min(l_blocks, triton.cdiv(_PROGRAMS, n * c_blocks)))
-    chunks = triton.cdiv(l_blocks, tiles)
-    block_k = min(triton.next_power_of_2(chunks), _SMALL["BLOCK_ROWS"])
-    return _Plan(
-        n, c, pixels, chunks, tiles,
-        (n * chunks * c_blocks,),
-        {"CHANNELS_LAST": channels_last, "BLOCK_C": block_c, "BLOCK_L": block_l} | _OPTIONS,
-        (triton.cdiv(c, _SMALL["BLOCK_C"]),),
-        {"BLOCK_C": _SMALL["BLOCK_C"], "BLOCK_N": _SMALL["BLOCK_ROWS"] // block_k, "BLOCK_K": block_k} | _OPTIONS,
-    )  # fmt: skip
 
 
 def conditional_batch_norm_forward(
@@ -87,29 +32,31 @@ def conditional_batch_norm_forward(
     eps: float,
     activation: str,
     slope: float,
+    per_sample: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``y = act((x - mean) * gain / sqrt(var + eps) + bias)``.
 
-    Without ``mean`` and ``var`` they are taken over N, H and W. Returns y in x's dtype and layout, and the mean and the
-    biased variance that were used, in fp32 (fp64 for fp64).
+    Without ``mean`` and ``var`` they are taken over N, H and W, with ``per_sample`` over H and W, and are [N, C] then.
+    Returns y in x's dtype and layout, and the mean and the biased variance that were used, in fp32 (fp64 for fp64).
     """
-    layout, acc = _layout.memory_format(x), _accumulator(x)
+    layout, acc = _layout.memory_format(x), tiles.accumulator(x)
     y = _layout.empty_like(x)
     batch_statistics = mean is None or var is None
     if mean is None or var is None:
-        mean, var = x.new_empty(x.shape[1], dtype=acc), x.new_empty(x.shape[1], dtype=acc)
+        shape = x.shape[:2] if per_sample else x.shape[1:2]
+        mean, var = x.new_empty(shape, dtype=acc), x.new_empty(shape, dtype=acc)
     else:
         mean, var = mean.to(acc, copy=True), var.to(acc, copy=True)
     if x.numel() == 0:
         return (y, mean.fill_(torch.nan), var.fill_(torch.nan)) if batch_statistics else (y, mean, var)
     x, gain, bias = x.contiguous(memory_format=layout), gain.contiguous(), bias.contiguous()
-    plan = _plan_of(x, layout, 0)
-    with _on_device_of(x):
+    plan = tiles.plan_of(x, layout, 0, per_sample)
+    with on_device_of(x):
         if batch_statistics:
             launch_statistics(plan, x, mean, var)
         device._conditional_batch_norm_forward_kernel[plan.grid](
-            x, gain, bias, mean, var, y, plan.c, plan.l, plan.chunks, plan.tiles,
-            **_formula(eps, activation, slope, labels, gain), **plan.tile,
+            x, gain, bias, mean, var, y, plan.c, plan.l, plan.s, plan.chunks, plan.tiles,
+            **tiles.formula(eps, activation, slope, labels, gain), **plan.tile,
         )  # fmt: skip
     return y, mean, var
 
@@ -137,14 +84,14 @@ def conditional_batch_norm_backward(
     if x.numel() == 0:
         return dx, dgain.zero_(), dbias.zero_()
     x, dy = (t.contiguous(memory_format=layout) for t in (x, dy))
-    plan, formula = _plan_of(x, layout, 1), _formula(eps, activation, slope, labels, gain)
-    terms = x.new_empty((2, plan.c), dtype=_accumulator(x))
-    with _on_device_of(x):
+    plan, formula = tiles.plan_of(x, layout, 1, mean.dim() == 2), tiles.formula(eps, activation, slope, labels, gain)
+    terms = x.new_empty((2, plan.s), dtype=tiles.accumulator(x))
+    with on_device_of(x):
         sums = launch_backward_sums(plan, formula, dy, x, gain, bias, mean, var)
         of_rows, sums = launch_row_sums(plan, sums, labels, len(gain))
         device._conditional_batch_norm_backward_terms_kernel[plan.small_grid](
             sums, rows_of_batch(gain, labels), var, dgain, dbias, terms,
-            of_rows.n, plan.c, of_rows.chunks, plan.n * plan.l,
+            of_rows.samples, plan.s, of_rows.chunks, plan.samples * plan.l,
             EPS=float(eps), BATCH_STATISTICS=batch_statistics, **of_rows.small_tile,
         )  # fmt: skip
         launch_backward(plan, formula, batch_statistics, dy, x, gain, bias, mean, var, terms, dx)
@@ -177,14 +124,14 @@ def conditional_batch_norm_backward_backward(
     if x.numel() == 0:
         return ddy, dx, dgain.zero_()
     x, dy, ddx = (t.contiguous(memory_format=layout) for t in (x, dy, ddx))
-    plan, formula = _plan_of(x, layout, 2), _formula(eps, activation, slope, labels, gain)
-    terms = x.new_empty((5, plan.c), dtype=_accumulator(x))
-    with _on_device_of(x):
+    plan, formula = tiles.plan_of(x, layout, 2, mean.dim() == 2), tiles.formula(eps, activation, slope, labels, gain)
+    terms = x.new_empty((5, plan.s), dtype=tiles.accumulator(x))
+    with on_device_of(x):
         sums = launch_backward_backward_sums(plan, formula, ddx, dy, x, gain, bias, mean, var)
         of_rows, sums = launch_row_sums(plan, sums, labels, len(gain))
         device_backward_backward._conditional_batch_norm_backward_backward_terms_kernel[plan.small_grid](
             sums, rows_of_batch(ddgain, labels), rows_of_batch(gain, labels), var, dgain, terms,
-            of_rows.n, plan.c, of_rows.chunks, plan.n * plan.l,
+            of_rows.samples, plan.s, of_rows.chunks, plan.samples * plan.l,
             EPS=float(eps), BATCH_STATISTICS=batch_statistics, **of_rows.small_tile,
         )  # fmt: skip
         launch_backward_backward(
@@ -196,103 +143,87 @@ def conditional_batch_norm_backward_backward(
 # ---- The passes over pixels ----  on dense tensors of one layout, on x's device; parts.py launches them one by one.
 
 
-def launch_statistics(plan: _Plan, x: Tensor, mean: Tensor, var: Tensor) -> None:
-    """Writes mean and var [C], in the accumulation type or in fp64."""
-    sums = x.new_empty((2, plan.rows, plan.c), dtype=_accumulator(x))
+def launch_statistics(plan: tiles.Plan, x: Tensor, mean: Tensor, var: Tensor) -> None:
+    """Writes mean and var [S], in the accumulation type or in fp64."""
+    sums = x.new_empty((2, plan.rows, plan.s), dtype=tiles.accumulator(x))
     device._conditional_batch_norm_statistics_kernel[plan.grid](
-        x, sums, plan.c, plan.l, plan.rows, plan.chunks, plan.tiles, **plan.tile
+        x, sums, plan.c, plan.l, plan.s, plan.rows, plan.chunks, plan.tiles, **plan.tile
     )
     device._conditional_batch_norm_finish_statistics_kernel[plan.small_grid](
-        x, sums, mean, var, plan.c, plan.l, plan.rows, plan.chunks, plan.tiles * plan.tile["BLOCK_L"],
-        CHANNELS_LAST=plan.tile["CHANNELS_LAST"], **_SMALL, **_OPTIONS,
+        x, sums, mean, var, plan.c, plan.l, plan.s, plan.rows, plan.chunks, plan.tiles * plan.tile["BLOCK_L"],
+        CHANNELS_LAST=plan.tile["CHANNELS_LAST"], **tiles.SMALL, **tiles.OPTIONS,
     )  # fmt: skip
 
 
-def launch_backward_sums(plan: _Plan, formula: dict[str, Any], *tensors: Tensor) -> Tensor:
-    """s0 and s1 for each row of partial sums: [2, rows, C]. ``tensors``: dy, x, gain, bias, mean, var."""
-    sums = tensors[-1].new_empty((2, plan.rows, plan.c))
+def launch_backward_sums(plan: tiles.Plan, formula: dict[str, Any], *tensors: Tensor) -> Tensor:
+    """s0 and s1 for each row of partial sums: [2, rows, S]. ``tensors``: dy, x, gain, bias, mean, var."""
+    sums = tensors[-1].new_empty((2, plan.rows, plan.s))
     device._conditional_batch_norm_backward_sums_kernel[plan.grid](
-        *tensors, sums, plan.c, plan.l, plan.rows, plan.chunks, plan.tiles, **formula, **plan.tile
+        *tensors, sums, plan.c, plan.l, plan.s, plan.rows, plan.chunks, plan.tiles, **formula, **plan.tile
     )
     return sums
 
 
-def launch_backward(plan: _Plan, formula: dict[str, Any], batch_statistics: bool, *tensors: Tensor) -> None:
-    """``tensors``: dy, x, gain, bias, mean, var, terms [2, C], and dx, which it writes."""
+def launch_backward(plan: tiles.Plan, formula: dict[str, Any], batch_statistics: bool, *tensors: Tensor) -> None:
+    """``tensors``: dy, x, gain, bias, mean, var, terms [2, S], and dx, which it writes."""
     device._conditional_batch_norm_backward_kernel[plan.grid](
-        *tensors, plan.c, plan.l, plan.chunks, plan.tiles, **formula, BATCH_STATISTICS=batch_statistics, **plan.tile
+        *tensors,
+        plan.c,
+        plan.l,
+        plan.s,
+        plan.chunks,
+        plan.tiles,
+        **formula,
+        BATCH_STATISTICS=batch_statistics,
+        **plan.tile,
     )
 
 
-def launch_backward_backward_sums(plan: _Plan, formula: dict[str, Any], *tensors: Tensor) -> Tensor:
-    """s0, s1, t0, t1 and u for each row of partial sums: [5, rows, C]. ``tensors``: ddx, then those of order 1."""
-    sums = tensors[-1].new_empty((5, plan.rows, plan.c))
+def launch_backward_backward_sums(plan: tiles.Plan, formula: dict[str, Any], *tensors: Tensor) -> Tensor:
+    """s0, s1, t0, t1 and u for each row of partial sums: [5, rows, S]. ``tensors``: ddx, then those of order 1."""
+    sums = tensors[-1].new_empty((5, plan.rows, plan.s))
     device_backward_backward._conditional_batch_norm_backward_backward_sums_kernel[plan.grid](
-        *tensors, sums, plan.c, plan.l, plan.rows, plan.chunks, plan.tiles, **formula, **plan.tile
+        *tensors, sums, plan.c, plan.l, plan.s, plan.rows, plan.chunks, plan.tiles, **formula, **plan.tile
     )
     return sums
 
 
-def launch_backward_backward(plan: _Plan, formula: dict[str, Any], batch_statistics: bool, *tensors: Tensor) -> None:
-    """``tensors``: ddx, ddgain, ddbias, dy, x, gain, bias, mean, var, terms [5, C], and ddy and dx, which it writes."""
+def launch_backward_backward(
+    plan: tiles.Plan, formula: dict[str, Any], batch_statistics: bool, *tensors: Tensor
+) -> None:
+    """``tensors``: ddx, ddgain, ddbias, dy, x, gain, bias, mean, var, terms [5, S], and ddy and dx, which it writes."""
     device_backward_backward._conditional_batch_norm_backward_backward_kernel[plan.grid](
-        *tensors, plan.c, plan.l, plan.chunks, plan.tiles, **formula, BATCH_STATISTICS=batch_statistics, **plan.tile
+        *tensors,
+        plan.c,
+        plan.l,
+        plan.s,
+        plan.chunks,
+        plan.tiles,
+        **formula,
+        BATCH_STATISTICS=batch_statistics,
+        **plan.tile,
     )
 
 
-def launch_row_sums(plan: _Plan, sums: Tensor, labels: Tensor | None, classes: int) -> tuple[_Plan, Tensor]:
+def launch_row_sums(plan: tiles.Plan, sums: Tensor, labels: Tensor | None, classes: int) -> tuple[tiles.Plan, Tensor]:
     """Partial sums [quantities, rows, C] of each row of gain, and the plan of the step on [rows, C] over them."""
     if labels is None:
         return plan, sums
     of_classes = sums.new_empty((len(sums), classes, plan.c))
-    grid = (*plan.small_grid, triton.cdiv(classes, _CLASSES), len(sums))
+    grid = (*plan.small_grid, triton.cdiv(classes, tiles.CLASSES), len(sums))
     device._conditional_batch_norm_class_sums_kernel[grid](
         sums, labels.contiguous(), of_classes, plan.n, classes, plan.c, plan.chunks,
-        BLOCK_CLASSES=_CLASSES, **plan.small_tile,
+        BLOCK_CLASSES=tiles.CLASSES, **plan.small_tile,
     )  # fmt: skip
-    small_tile = plan.small_tile | {"BLOCK_N": _SMALL["BLOCK_ROWS"], "BLOCK_K": 1}
+    small_tile = plan.small_tile | {"BLOCK_N": tiles.SMALL["BLOCK_ROWS"], "BLOCK_K": 1}
     return plan._replace(n=classes, chunks=1, small_tile=small_tile), of_classes
-
-
-def _accumulator(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
-
-
-def _plan_of(x: Tensor, layout: torch.memory_format, order: int) -> _Plan:
-    n, c, h, w = x.shape
-    return _plan(n, c, h * w, x.dtype, layout == torch.channels_last, order)
-
-
-def _formula(eps: float, activation: str, slope: float, labels: Tensor | None, gain: Tensor) -> dict[str, Any]:
-    """What every kernel that computes z takes by name."""
-    return {
-        "labels_ptr": None if labels is None else labels.contiguous(),
-        "classes": 0 if labels is None else len(gain),
-        "EPS": float(eps),
-        "ACTIVATION": activation,
-        # A slope that is not used must not make another specialisation.
-        "SLOPE": float(slope) if activation == "lrelu" else 0.0,
-    }
-
-
-def _on_device_of(x: Tensor) -> AbstractContextManager[Any]:
-    """Triton launches on the current device, which need not be x's."""
-    return torch.cuda.device_of(x) if x.is_cuda else nullcontext()
-
-
-class Specialisation(NamedTuple):
-    """One compilation of a kernel, for the ahead-of-time check: what the launchers above would ask for."""
-
-    kernel: Any
-    signature: dict[str, str]  # argument -> Triton type, "constexpr" included
-    constexprs: dict[str, Any]
-    options: dict[str, Any]  # of the compiler
 
 
 def specialisations() -> Iterator[Specialisation]:
     """Every kernel in every dtype and layout, with the activation that needs most registers, at [64, 192, 32, 32].
 
-    With labels, which are one load more, where registers are fewest: in fp64 and in 16 bits, channels_last.
+    With labels, which are one load more, and with statistics of each sample where registers are fewest: in fp64 and in
+    16 bits, channels_last.
     """
     types = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64"}
     pixels = ("x_ptr", "y_ptr", "dy_ptr", "dx_ptr", "ddx_ptr", "ddy_ptr")
@@ -308,10 +239,10 @@ def specialisations() -> Iterator[Specialisation]:
                 if small and "x_ptr" not in kernel.arg_names and type_ in ("bf16", "fp16"):
                     continue  # the same as fp32
                 order = kernel.__name__.count("backward")
-                plan = _plan(64, 192, 1024, dtype, channels_last, order)
+                plan = tiles.plan_for(64, 192, 1024, dtype, channels_last, order)
                 given = {"EPS": 1e-5, "ACTIVATION": "lrelu", "SLOPE": 0.2, "BATCH_STATISTICS": True}
-                given |= {"BLOCK_CLASSES": _CLASSES, "labels_ptr": None}
-                given |= plan.tile | _SMALL | plan.small_tile if small else plan.tile
+                given |= {"BLOCK_CLASSES": tiles.CLASSES, "labels_ptr": None}
+                given |= plan.tile | tiles.SMALL | plan.small_tile if small else plan.tile
                 accumulator = "fp64" if type_ == "fp64" else "fp32"
                 signature = {
                     name: "constexpr"
@@ -324,11 +255,13 @@ def specialisations() -> Iterator[Specialisation]:
                 if "of_classes_ptr" in signature:
                     signature["labels_ptr"] = "*i64"
                 constexprs = {name: given[name] for name, t in signature.items() if t == "constexpr"}
-                yield Specialisation(kernel, signature, constexprs, _OPTIONS)
+                yield Specialisation(kernel, signature, constexprs, tiles.OPTIONS)
                 if signature.get("labels_ptr") == "constexpr" and channels_last and type_ in ("bf16", "fp64"):
                     with_labels = {name: value for name, value in constexprs.items() if name != "labels_ptr"}
-                    yield Specialisation(kernel, signature | {"labels_ptr": "*i64"}, with_labels, _OPTIONS)
+                    yield Specialisation(kernel, signature | {"labels_ptr": "*i64"}, with_labels, tiles.OPTIONS)
+                if "PER_SAMPLE" in constexprs and channels_last and type_ in ("bf16", "fp64"):
+                    yield Specialisation(kernel, signature, constexprs | {"PER_SAMPLE": True}, tiles.OPTIONS)
                 exact = signature | {"mean_ptr": "*fp64", "var_ptr": "*fp64"}
                 # As parts.py launches it.
                 if kernel is device._conditional_batch_norm_finish_statistics_kernel and exact != signature:
-                    yield Specialisation(kernel, exact, constexprs, _OPTIONS)
+                    yield Specialisation(kernel, exact, constexprs, tiles.OPTIONS)

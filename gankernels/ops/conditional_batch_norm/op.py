@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from gankernels import dispatch
@@ -35,6 +36,7 @@ def conditional_batch_norm(
     eps: float = 1e-5,
     activation: str = "none",
     slope: float = 0.2,
+    per_sample: bool = False,
     process_group: ProcessGroup | None = None,
     impl: str | None = None,
 ) -> Tensor:
@@ -60,6 +62,9 @@ def conditional_batch_norm(
         eps: added to the variance.
         activation: ``"none"``, ``"relu"`` or ``"lrelu"``.
         slope: of ``"lrelu"`` below zero.
+        per_sample: in training take the statistics over H and W alone, for each sample: conditional instance
+            normalisation. The running statistics move towards their average over the samples, as torch's instance
+            norm has it.
         process_group: take the statistics in training over the samples of all its ranks. Each may have another number
             of them, or none, but all must call, and all must differentiate: one collective a pass. The gradients are
             those of the sum of all ranks' losses.
@@ -80,6 +85,11 @@ def conditional_batch_norm(
     """
     synchronize = several_ranks(process_group) and training
     _check(x, gain, bias, labels, running_mean, running_var, training, synchronize, activation)
+    per_sample = per_sample and training
+    if per_sample:
+        _check_per_sample(x, synchronize)
+        if labels is not None:  # sums over a class meet those of a sample nowhere in the kernels
+            gain, bias, labels = F.embedding(labels, gain), F.embedding(labels, bias), None
     given = (None, None) if training else (running_mean, running_var)
     formula = (eps, activation, slope)
     count: int | Tensor = x.shape[0] * x.shape[2] * x.shape[3]
@@ -90,7 +100,7 @@ def conditional_batch_norm(
             mean, var, count = reference.statistics(x, process_group.group_name)
             given = (mean, var)
         y, mean, var = reference.conditional_batch_norm(
-            x, gain, bias, *given, labels=labels, eps=eps, activation=activation, slope=slope
+            x, gain, bias, *given, labels=labels, eps=eps, activation=activation, slope=slope, per_sample=per_sample
         )
         y = y.contiguous(memory_format=_layout.memory_format(x))
     else:
@@ -102,15 +112,17 @@ def conditional_batch_norm(
             )
         else:
             forward = getattr(torch.ops, family).conditional_batch_norm_forward
-            y, mean, var = forward(x, gain, bias, labels, *given, *formula)
+            y, mean, var = forward(x, gain, bias, labels, *given, *formula, per_sample)
 
     if training and running_mean is not None and running_var is not None:
-        _update(running_mean, running_var, mean, var, count, momentum)
+        if per_sample and len(x) > 0:
+            mean, var, count = mean.mean(0), var.mean(0), x.shape[2] * x.shape[3]
+        update_running_statistics(running_mean, running_var, mean, var, count, momentum)
     return y
 
 
 @torch.no_grad()
-def _update(
+def update_running_statistics(
     running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, count: int | Tensor, momentum: float | Tensor
 ) -> None:
     """Move the running statistics towards those of ``count`` pixels, the variance unbiased; no pixels move nothing."""
@@ -171,6 +183,13 @@ def _check(
             raise InputError(f"{name}: got a tensor that requires grad, expected a buffer")
 
 
+def _check_per_sample(x: Tensor, synchronize: bool) -> None:
+    if synchronize:
+        raise InputError("process_group: got several ranks, expected one with per_sample=True")
+    if x.shape[2] * x.shape[3] == 1:
+        raise InputError(f"x: got shape {tuple(x.shape)}, expected more than one pixel when training with per_sample")
+
+
 def _check_labels(x: Tensor, gain: Tensor, labels: Tensor) -> None:
     if gain.dim() != 2:
         raise InputError(f"gain: got shape {tuple(gain.shape)}, expected [classes, {x.shape[1]}] with labels")
@@ -192,7 +211,7 @@ def _check_labels(x: Tensor, gain: Tensor, labels: Tensor) -> None:
 SCHEMAS = {
     "conditional_batch_norm_forward": (
         "(Tensor x, Tensor gain, Tensor bias, Tensor? labels, Tensor? mean, Tensor? var, float eps, str activation,"
-        " float slope) -> (Tensor y, Tensor mean, Tensor var)"
+        " float slope, bool per_sample=False) -> (Tensor y, Tensor mean, Tensor var)"
     ),
     "conditional_batch_norm_backward": (
         "(Tensor dy, Tensor x, Tensor gain, Tensor bias, Tensor? labels, Tensor mean, Tensor var,"
@@ -206,16 +225,28 @@ SCHEMAS = {
 }
 
 
-def _forward_fake(x: Tensor, gain: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-    statistics = gain.new_empty(x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))
+def _forward_fake(
+    x: Tensor,
+    gain: Tensor,
+    bias: Tensor,
+    labels: Tensor | None,
+    mean: Tensor | None,
+    var: Tensor | None,
+    eps: float,
+    activation: str,
+    slope: float,
+    per_sample: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    shape = x.shape[:2] if per_sample else x.shape[1:2]
+    statistics = gain.new_empty(shape, dtype=torch.promote_types(x.dtype, torch.float32))
     return _layout.empty_like(x), statistics, torch.empty_like(statistics)
 
 
 def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, gain, bias, labels, mean, _, *ctx.arguments = inputs
+    x, gain, bias, labels, mean, _, eps, activation, slope, _ = inputs
     ctx.save_for_backward(x, gain, bias, labels, *output[1:])
     ctx.mark_non_differentiable(*output[1:])
-    ctx.arguments = (mean is None, *ctx.arguments)
+    ctx.arguments = (mean is None, eps, activation, slope)
 
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -227,7 +258,7 @@ def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 def _formulas(ops: SimpleNamespace) -> Formulas:
     def forward_vjp(ctx: Any, dy: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         dx, dgain, dbias = ops.conditional_batch_norm_backward(dy, *ctx.saved_tensors, *ctx.arguments)
-        return dx, dgain, dbias, *[None] * 6
+        return dx, dgain, dbias, *[None] * 7
 
     # mean and var get no cotangents of their own: where they are functions of x, that path is part of x's.
     def backward_vjp(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from gankernels.ops import _layout
-from gankernels.ops.conditional_batch_norm import kernels
+from gankernels.ops._launch import on_device_of
+from gankernels.ops.conditional_batch_norm import kernels, tiles
 
 
 def conditional_batch_norm_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -19,8 +20,8 @@ def conditional_batch_norm_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     var = mean.clone()
     if x.numel() > 0:
         layout = _layout.memory_format(x)
-        with kernels._on_device_of(x):
-            kernels.launch_statistics(kernels._plan_of(x, layout, 0), x.contiguous(memory_format=layout), mean, var)
+        with on_device_of(x):
+            kernels.launch_statistics(tiles.plan_of(x, layout, 0), x.contiguous(memory_format=layout), mean, var)
     return mean, var
 
 
@@ -39,10 +40,10 @@ def conditional_batch_norm_backward_sums(
     """s0 and s1: [rows, C, 2]."""
     if x.numel() == 0:
         return var.new_zeros((*gain.shape, 2))
-    layout, formula = _layout.memory_format(x), kernels._formula(eps, activation, slope, labels, gain)
-    plan = kernels._plan_of(x, layout, 1)
+    layout, formula = _layout.memory_format(x), tiles.formula(eps, activation, slope, labels, gain)
+    plan = tiles.plan_of(x, layout, 1)
     dy, x = (t.contiguous(memory_format=layout) for t in (dy, x))
-    with kernels._on_device_of(x):
+    with on_device_of(x):
         sums = kernels.launch_backward_sums(plan, formula, dy, x, gain.contiguous(), bias.contiguous(), mean, var)
     return _by_row(plan, sums, labels, gain)
 
@@ -64,11 +65,11 @@ def conditional_batch_norm_backward_apply(
     dx = _layout.empty_like(x)
     if x.numel() == 0:
         return dx
-    layout, formula = _layout.memory_format(x), kernels._formula(eps, activation, slope, labels, gain)
-    plan = kernels._plan_of(x, layout, 1)
+    layout, formula = _layout.memory_format(x), tiles.formula(eps, activation, slope, labels, gain)
+    plan = tiles.plan_of(x, layout, 1)
     dy, x = (t.contiguous(memory_format=layout) for t in (dy, x))
     small = (t.contiguous() for t in (gain, bias, mean, var, terms))
-    with kernels._on_device_of(x):
+    with on_device_of(x):
         kernels.launch_backward(plan, formula, True, dy, x, *small, dx)
     return dx
 
@@ -89,11 +90,11 @@ def conditional_batch_norm_backward_backward_sums(
     """s0, s1, t0, t1 and u: [rows, C, 5]."""
     if x.numel() == 0:
         return var.new_zeros((*gain.shape, 5))
-    layout, formula = _layout.memory_format(x), kernels._formula(eps, activation, slope, labels, gain)
-    plan = kernels._plan_of(x, layout, 2)
+    layout, formula = _layout.memory_format(x), tiles.formula(eps, activation, slope, labels, gain)
+    plan = tiles.plan_of(x, layout, 2)
     ddx, dy, x = (t.contiguous(memory_format=layout) for t in (ddx, dy, x))
     small = (t.contiguous() for t in (gain, bias, mean, var))
-    with kernels._on_device_of(x):
+    with on_device_of(x):
         sums = kernels.launch_backward_backward_sums(plan, formula, ddx, dy, x, *small)
     return _by_row(plan, sums, labels, gain)
 
@@ -118,16 +119,16 @@ def conditional_batch_norm_backward_backward_apply(
     ddy, dx = _layout.empty_like(x), _layout.empty_like(x)
     if x.numel() == 0:
         return ddy, dx
-    layout, formula = _layout.memory_format(x), kernels._formula(eps, activation, slope, labels, gain)
-    plan = kernels._plan_of(x, layout, 2)
+    layout, formula = _layout.memory_format(x), tiles.formula(eps, activation, slope, labels, gain)
+    plan = tiles.plan_of(x, layout, 2)
     ddx, dy, x = (t.contiguous(memory_format=layout) for t in (ddx, dy, x))
     ddgain, ddbias, *small = (t.contiguous() for t in (ddgain, ddbias, gain, bias, mean, var, terms))
-    with kernels._on_device_of(x):
+    with on_device_of(x):
         kernels.launch_backward_backward(plan, formula, True, ddx, ddgain, ddbias, dy, x, *small, ddy, dx)
     return ddy, dx
 
 
-def _by_row(plan: kernels._Plan, sums: Tensor, labels: Tensor | None, gain: Tensor) -> Tensor:
+def _by_row(plan: tiles.Plan, sums: Tensor, labels: Tensor | None, gain: Tensor) -> Tensor:
     """Partial sums [quantities, N * chunks, C] -> [rows, C, quantities]."""
     of_rows, sums = kernels.launch_row_sums(plan, sums, labels, len(gain))
     return sums.unflatten(1, (of_rows.n, of_rows.chunks)).sum(2).permute(1, 2, 0).contiguous()

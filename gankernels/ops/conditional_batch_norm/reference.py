@@ -33,24 +33,27 @@ def conditional_batch_norm(
     eps: float = 1e-5,
     activation: str = "none",
     slope: float = 0.2,
+    per_sample: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``act((x - mean) / sqrt(var + eps) * gain + bias)``, computed in fp32 (fp64 for fp64).
 
-    Without ``mean`` and ``var`` (biased) they are taken over N, H and W, and are differentiated through. With
-    ``labels`` gain and bias are tables, of which sample n has row ``labels[n]``.
+    Without ``mean`` and ``var`` (biased) they are taken over N, H and W, with ``per_sample`` over H and W, and are
+    differentiated through. With ``labels`` gain and bias are tables, of which sample n has row ``labels[n]``.
 
     Returns:
-        y [N, C, H, W] in x's dtype, and the mean [C] and variance [C] that were used, in fp32 (fp64 for fp64).
+        y [N, C, H, W] in x's dtype, and the mean and variance that were used, [C] or with ``per_sample`` [N, C], in
+        fp32 (fp64 for fp64).
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
     x_ = x.to(dtype)
     if labels is not None:
         gain, bias = gain[labels], bias[labels]
     if mean is None or var is None:
-        mean = x_.mean((0, 2, 3))
-        var = (x_ - mean[:, None, None]).square().mean((0, 2, 3))
+        over = (2, 3) if per_sample else (0, 2, 3)
+        mean = x_.mean(over)
+        var = (x_ - mean[..., None, None]).square().mean(over)
     mean, var = mean.to(dtype), var.to(dtype)
-    x_hat = (x_ - mean[:, None, None]) * (var + eps).rsqrt()[:, None, None]
+    x_hat = (x_ - mean[..., None, None]) * (var + eps).rsqrt()[..., None, None]
     z = x_hat * gain.to(dtype)[:, :, None, None] + bias.to(dtype)[:, :, None, None]
     return activate(z, activation, slope).to(x.dtype), mean, var
 

@@ -7,13 +7,13 @@ from torch import Tensor
 
 from gankernels.ops._convolution import convolution
 from gankernels.ops._resampled_convolution import Call
-from gankernels.ops.fold_conv_weight.op import fold_conv_weight
+from gankernels.ops.fold_conv_weight.kept import folded_weight
 
 
 def folded(call: Call) -> Tensor:
     """One convolution of stride 2 with the same padding. It stops where the mean does, at a last odd row."""
     x, padding = _padded(call)
-    weight = fold_conv_weight(call.weight, "down", channels_last=call.channels_last)
+    weight = folded_weight(call.weight, "down", call.channels_last)
     return call.activated(convolution(x, weight, call.convolution_bias(), stride=(2, 2), padding=padding))
 
 

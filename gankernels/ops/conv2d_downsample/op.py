@@ -8,17 +8,8 @@ from torch import Tensor
 
 from gankernels import dispatch
 from gankernels.ops._registration import refuse_transforms, register_op
-from gankernels.ops._resampled_convolution import (
-    Padding,
-    Route,
-    checked,
-    is_1x1,
-    not_foldable,
-    refuse_empty,
-    too_few_pixels,
-)
+from gankernels.ops._resampled_convolution import Padding, Route, checked, refuse_empty, route_of
 from gankernels.ops.conv2d_downsample import library, reference
-from gankernels.ops.fold_conv_weight.op import LARGEST_KERNEL
 
 _OP = "conv2d_downsample"
 
@@ -91,15 +82,14 @@ def route(kernel_size: tuple[int, int], padding: Padding, pixels: int, device: s
         pixels: of the output, over the batch.
         device: the device type.
     """
-    if is_1x1(kernel_size, padding):
-        return Route("small side", "a 1x1 convolution commutes with a mean")
-    why_not = not_foldable(kernel_size, LARGEST_KERNEL)
-    if why_not is not None:
-        return Route("plain", why_not)
-    why_not = too_few_pixels(pixels, device)
-    if why_not is not None:
-        return Route("plain", why_not)
-    return Route("folded", "one convolution of stride 2")
+    return route_of(
+        kernel_size,
+        padding,
+        pixels,
+        device,
+        small_side="a 1x1 convolution commutes with a mean",
+        folded="one convolution of stride 2",
+    )
 
 
 _ROUTES = {"folded": library.folded, "small side": library.small_side, "plain": library.plain}

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from gankernels.ops._activation import ACTIVATIONS
+from gankernels.ops.conditional_batch_norm.reference import conditional_batch_norm
 from gankernels.ops.conv_transpose2d import reference
+from gankernels.ops.conv_transpose2d.normalised import conditional_batch_norm_conv_transpose2d
 from gankernels.ops.conv_transpose2d.op import conv_transpose2d
 from gankernels.selfcheck import Check
 
@@ -46,8 +48,43 @@ class _Input:
         return reference.conv_transpose2d(x, weight, bias, **self.arguments)
 
 
+@dataclass(frozen=True)
+class _Block:
+    """A batch norm with ReLU in front, whose statistics are x's: on Triton, one op."""
+
+    x: tuple[int, int, int, int]
+    outputs: int
+    layout: torch.memory_format
+
+    def __str__(self) -> str:
+        layout = "channels_last" if self.layout == torch.channels_last else "contiguous"
+        return f"batch norm, {'x'.join(map(str, self.x))} * {self.outputs} {layout}"
+
+    def draw(self, generator: torch.Generator) -> Sequence[Tensor]:
+        n, c, *_ = self.x
+        shapes = (self.x, (n, c), (n, c), (c, self.outputs, 4, 4), (self.outputs,))
+        return [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+
+    def ours(self, x: Tensor, gain: Tensor, shift: Tensor, weight: Tensor, bias: Tensor, impl: str) -> Tensor:
+        if impl != "triton":
+            h, _, _ = conditional_batch_norm(x, gain, shift, activation="relu")
+            return conv_transpose2d(h, weight, bias, stride=2, padding=1, impl=impl)
+        geometry = ((2, 2), (1, 1), (0, 0))
+        given = (x, gain, shift, None, None, True, 1e-5, "relu", 0.0, weight, bias)
+        return conditional_batch_norm_conv_transpose2d(*given, *geometry).y
+
+    def stock(self, x: Tensor, gain: Tensor, shift: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return self.ours(x, gain, shift, weight, bias, impl="reference")
+
+    def check(self) -> Check:
+        return Check(str(self), self.draw, self.ours, self.stock, layout=self.layout)
+
+
 def checks() -> Iterator[Check]:
-    """The networks' 4x4 and 3x3 stride 2 at odd sizes, groups and dilation, in both layouts, and every activation."""
+    """The networks' 4x4 and 3x3 stride 2 at odd sizes, groups and dilation, in both layouts, and every activation.
+
+    Triton's also with a batch norm in front, which is the same kernel loading x in another way.
+    """
     contiguous, last = torch.contiguous_format, torch.channels_last
     four, three = {"stride": 2, "padding": 1}, {"stride": 2}
     for given in (
@@ -61,3 +98,5 @@ def checks() -> Iterator[Check]:
     ):
         kink = given.before_activation if given.activation in ("relu", "lrelu") else None
         yield Check(str(given), given.draw, given.ours, given.stock, layout=given.layout, kink=kink)
+    yield _Block((2, 5, 3, 4), 6, last).check()
+    yield _Block((2, 17, 2, 1), 5, contiguous).check()

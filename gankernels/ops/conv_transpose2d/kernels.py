@@ -11,19 +11,20 @@ copied to contiguous.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
 from gankernels.ops._convolution_arguments import output_size
+from gankernels.ops._launch import FUSION, Specialisation, on_device_of
 from gankernels.ops._layout import prefers_channels_last
 from gankernels.ops.conv_transpose2d import device, device_weight, launch, tiles
 from gankernels.ops.conv_transpose2d.launch import Normalised
 
 # The sum of the weight gradient's splits: 8 numbers for each thread.
-_ADD_UP = {"BLOCK_L": 1024, "num_warps": 4} | launch.FUSION
+_ADD_UP = {"BLOCK_L": 1024, "num_warps": 4} | FUSION
 
 
 def conv_transpose2d_forward(
@@ -114,7 +115,7 @@ def conv_transpose2d_weight_gradient(
     sums = dweight
     if splits > 1:
         sums = x.new_empty((splits, dweight.numel()), dtype=launch.accumulator(x.dtype))
-    with launch.on_device_of(x):
+    with on_device_of(x):
         device_weight._conv_transpose2d_weight_gradient_kernel[(programs * splits,)](
             a.x, a.scale, a.shift, dz, sums, n, h, w, c_in, oh, ow, c_out, kh, kw, *stride, *padding, steps,
             **a.formula, **launch.numbers(x), **launch.blocks(tile),
@@ -152,16 +153,6 @@ def _forward_weight(weight: Tensor) -> tuple[Tensor, bool]:
     if weight.dtype == torch.float32:
         return weight.permute(1, 2, 3, 0).contiguous(), True
     return launch.channels_last(weight), False
-
-
-class Specialisation(NamedTuple):
-    """One compilation of a kernel, for the ahead-of-time check: what the launchers above would ask for."""
-
-    kernel: Any
-    signature: dict[str, str]  # argument -> Triton type, "constexpr" included
-    constexprs: dict[str, Any]
-    options: dict[str, Any]  # of the compiler
-    capabilities: tuple[int, ...] = (80, 90, 100)
 
 
 def specialisations() -> Iterator[Specialisation]:

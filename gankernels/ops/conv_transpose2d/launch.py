@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
+from gankernels.ops._launch import FUSION, on_device_of
 from gankernels.ops._layout import strides_4d
 from gankernels.ops.conv_transpose2d import device, tiles
 
-# Without enable_fp_fusion Triton 3.9 warns that 3.10 will change its default. Nothing here needs it but speed.
-FUSION = {"enable_fp_fusion": True}
 # The pass over the moments' workspace: 8 channels fill a 32-byte sector, and 64 rows give a thread 4 of them.
 MOMENTS = {"BLOCK_C": 8, "BLOCK_ROWS": 64, "num_warps": 4} | FUSION
 # Blocks of rows whose pixels are kept in L2 while the phases and columns run over them.
@@ -165,8 +163,3 @@ def blocks(tile: tiles.Tile) -> dict[str, Any]:
     """The kernels' constants and the compiler's options of a tile."""
     sizes = {"BLOCK_M": tile.m, "BLOCK_N": tile.n, "BLOCK_K": tile.k}
     return sizes | {"num_warps": tile.num_warps, "num_stages": tile.num_stages} | FUSION
-
-
-def on_device_of(t: Tensor) -> AbstractContextManager[Any]:
-    """Triton launches on the current device, which need not be t's."""
-    return torch.cuda.device_of(t) if t.is_cuda else nullcontext()

@@ -9,8 +9,7 @@ imported). Arguments are trusted; op.py checks them.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
@@ -18,9 +17,9 @@ import triton.language as tl
 from torch import Tensor
 
 from gankernels.ops import _layout
+from gankernels.ops._launch import FUSION, Specialisation, on_device_of
 
-# Without enable_fp_fusion Triton 3.9 warns that 3.10 will change its default. Nothing here needs it but speed.
-_OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
+_OPTIONS = {"num_warps": 4} | FUSION
 # A side of the tile of channel pairs: a line of 128 bytes in fp32.
 _BLOCK = 32
 
@@ -86,7 +85,7 @@ def _map(source: Tensor, up: bool, channels_last: bool, grow: int) -> Tensor:
         return result
     blocks = _blocks(outputs, inputs)
     grid = (triton.cdiv(outputs, blocks["BLOCK_O"]) * triton.cdiv(inputs, blocks["BLOCK_I"]) * taps[1],)
-    with torch.cuda.device_of(source) if source.is_cuda else nullcontext():
+    with on_device_of(source):
         _fold_conv_weight_kernel[grid](
             source, result, outputs, inputs, *_strides(source, swapped[0]), *_strides(result, swapped[1]),
             **_constexprs(up, taps, source.dtype), **blocks, **_OPTIONS,
@@ -113,15 +112,6 @@ def _constexprs(up: bool, taps: tuple[int, int], dtype: torch.dtype) -> dict[str
         "TO_TAPS": taps[1],
         "ACC": tl.float64 if dtype == torch.float64 else tl.float32,
     }
-
-
-class Specialisation(NamedTuple):
-    """One compilation of a kernel, for the ahead-of-time check: what the launchers above would ask for."""
-
-    kernel: Any
-    signature: dict[str, str]  # argument -> Triton type, "constexpr" included
-    constexprs: dict[str, Any]
-    options: dict[str, Any]  # of the compiler
 
 
 def specialisations() -> Iterator[Specialisation]:

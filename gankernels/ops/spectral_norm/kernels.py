@@ -8,18 +8,17 @@ by shape alone, and add in an order that depends on shapes alone. Arguments are 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
+from gankernels.ops._launch import FUSION, Specialisation, on_device_of
 from gankernels.ops.spectral_norm import device
 from gankernels.ops.spectral_norm.layout import Matrix, empty_like, is_dense, matrix_of
 
-# Without enable_fp_fusion Triton 3.9 warns that 3.10 will change its default. Nothing here needs it but speed.
-_OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
+_OPTIONS = {"num_warps": 4} | FUSION
 # Tiles of the products with a vector: 16 numbers a thread, runs of 512 bytes and more.
 _TILE_NUMBERS, _MOST_COLUMNS = 2048, 512
 _BLOCK = 1024  # numbers of a program that has no tile
@@ -133,7 +132,7 @@ def spectral_norm_forward(
     acc = torch.promote_types(weights[0].dtype, torch.float32)
     sigmas = weights[0].new_empty(len(weights), dtype=acc)
     results: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
-    with _on_device_of(weights[0]):
+    with on_device_of(weights[0]):
         for weight, u_, v_, dim, sigma in zip(weights, u, v, dims, sigmas, strict=True):
             launch = _Launcher.of(weight, dim)
             along, across = launch.split(u_.to(acc, copy=True), v_.to(acc, copy=True))
@@ -167,7 +166,7 @@ def spectral_norm_backward(
 ) -> list[Tensor]:
     """The gradient of every weight, in its dtype and layout."""
     dweights = []
-    with _on_device_of(weights[0]):
+    with on_device_of(weights[0]):
         for i, (weight, dim) in enumerate(zip(weights, dims, strict=True)):
             launch, dw = _Launcher.of(weight, dim), empty_like(weight, dim)
             launch.differentiate(None, launch.like(dy[i]), u[i], v[i], sigma[i], None, dw)
@@ -186,7 +185,7 @@ def spectral_norm_backward_backward(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """From the cotangents of the backward's results, those of dy and of the weights."""
     ddys, dweights = [], []
-    with _on_device_of(weights[0]):
+    with on_device_of(weights[0]):
         for i, (weight, dim) in enumerate(zip(weights, dims, strict=True)):
             launch = _Launcher.of(weight, dim)
             ddy, dw = empty_like(weight, dim, dy[i].dtype), empty_like(weight, dim)
@@ -194,20 +193,6 @@ def spectral_norm_backward_backward(
             ddys.append(ddy)
             dweights.append(dw)
     return ddys, dweights
-
-
-def _on_device_of(x: Tensor) -> AbstractContextManager[Any]:
-    # Triton launches on the current device, whatever the device of its arguments.
-    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
-
-
-class Specialisation(NamedTuple):
-    """A kernel as it is compiled for one set of types and constants; for checks ahead of time."""
-
-    kernel: Any
-    signature: dict[str, str]
-    constexprs: dict[str, Any]
-    options: dict[str, Any]
 
 
 def specialisations() -> Iterator[Specialisation]:

@@ -280,4 +280,4 @@ def _formulas(ops: SimpleNamespace) -> Formulas:
     }
 
 
-register_op(_OP, SCHEMAS, _formulas)
+register_op(_OP, SCHEMAS, _formulas, native_formulas=True)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gankernels.ops._convolution import convolution
 from gankernels.ops._resampled_convolution import Call
-from gankernels.ops.fold_conv_weight.op import fold_conv_weight
+from gankernels.ops.fold_conv_weight.kept import folded_weight
 
 
 def folded(call: Call) -> Tensor:
@@ -17,7 +17,7 @@ def folded(call: Call) -> Tensor:
     rows, columns = min(top, bottom), min(left, right)
     y = convolution(
         call.x,
-        fold_conv_weight(call.weight, "up", channels_last=call.channels_last),
+        folded_weight(call.weight, "up", call.channels_last),
         call.convolution_bias(),
         stride=(2, 2),
         padding=(rows, columns),

@@ -8,16 +8,7 @@ from torch import Tensor
 
 from gankernels import dispatch
 from gankernels.ops._registration import refuse_transforms, register_op
-from gankernels.ops._resampled_convolution import (
-    Padding,
-    Route,
-    checked,
-    is_1x1,
-    not_foldable,
-    refuse_empty,
-    too_few_pixels,
-)
-from gankernels.ops.fold_conv_weight.op import LARGEST_KERNEL
+from gankernels.ops._resampled_convolution import Padding, Route, checked, refuse_empty, route_of
 from gankernels.ops.upsample_conv2d import library, reference
 
 _OP = "upsample_conv2d"
@@ -86,17 +77,16 @@ def route(kernel_size: tuple[int, int], padding: Padding, pixels: int, device: s
         pixels: of x, over the batch.
         device: the device type.
     """
-    if is_1x1(kernel_size, padding):
-        return Route("small side", "a 1x1 convolution commutes with nearest x2")
-    why_not = not_foldable(kernel_size, LARGEST_KERNEL)
-    if why_not is not None:
-        return Route("plain", why_not)
-    if max(padding) > kernel_size[0] - 1:
-        return Route("plain", f"padding {max(padding)} makes rows of zeros that a transposed convolution cannot")
-    why_not = too_few_pixels(pixels, device)
-    if why_not is not None:
-        return Route("plain", why_not)
-    return Route("folded", "one transposed convolution of stride 2")
+    too_wide = f"padding {max(padding)} makes rows of zeros that a transposed convolution cannot"
+    return route_of(
+        kernel_size,
+        padding,
+        pixels,
+        device,
+        small_side="a 1x1 convolution commutes with nearest x2",
+        folded="one transposed convolution of stride 2",
+        why_not=too_wide if max(padding) > kernel_size[0] - 1 else None,
+    )
 
 
 _ROUTES = {"folded": library.folded, "small side": library.small_side, "plain": library.plain}

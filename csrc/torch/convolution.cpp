@@ -1,0 +1,132 @@
+// The convolution ops where the host's time would be felt: calls whose operands are what ATen is to be given go there
+// at once. All others, and where a matrix product may be faster, go by the plan in
+// gankernels/ops/_convolution_library.py.
+#include "convolution.h"
+
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/convolution.h>
+#include <ATen/ops/convolution_backward.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_strided.h>
+#include <torch/library.h>
+
+namespace gankernels::convolution {
+namespace {
+
+// The rules for a [N, C, H, W] in gankernels/ops/_layout.py.
+bool prefers_channels_last(const Tensor& t) {
+  return t.stride(1) <= t.stride(3) && t.stride(1) < t.stride(2);
+}
+std::array<int64_t, 4> strides_of(at::IntArrayRef size, bool channels_last) {
+  const int64_t c = size[1], h = size[2], w = size[3];
+  if (channels_last) return {h * w * c, 1, w * c, c};
+  return {c * h * w, h * w, w, 1};
+}
+
+// What the fakes promise: a dense tensor in one of the two layouts. ATen's own results are, nearly always.
+Tensor laid_out(const Tensor& t, bool channels_last) {
+  const auto strides = strides_of(t.sizes(), channels_last);
+  if (t.strides() == at::IntArrayRef(strides)) return t;
+  return at::empty_strided(t.sizes(), strides, t.options()).copy_(t);
+}
+
+// The picture that has a pixel for each position of the kernel: a convolution's output, a transposed one's input.
+struct Small {
+  int64_t samples, pixels;  // of all samples
+
+  explicit Small(at::IntArrayRef size) : samples(size[0]), pixels(size[0] * size[2] * size[3]) {}
+};
+
+// Whether a call is ATen's as it stands, and the layout of its result.
+struct Call {
+  bool direct, channels_last;
+
+  Call(const Tensor& a, const Tensor& b, const Small& small, int64_t weights, int64_t groups)
+      : channels_last(prefers_channels_last(a) || prefers_channels_last(b)) {
+    const bool full = a.scalar_type() == at::kFloat || a.scalar_type() == at::kDouble;
+    const int64_t few = few_products / (small.pixels == small.samples ? 16 : 1);
+    direct =
+        a.numel() > 0 && b.numel() > 0 &&
+        (a.is_cpu() ? full && (groups > 1 || small.pixels * weights <= few) : full || channels_last || groups > 1) &&
+        a.strides() == at::IntArrayRef(strides_of(a.sizes(), channels_last)) &&
+        b.strides() == at::IntArrayRef(strides_of(b.sizes(), channels_last));
+  }
+};
+
+// Autocast would round the operands again.
+struct Exactly {
+  c10::impl::ExcludeDispatchKeyGuard no_autocast{c10::autocast_dispatch_keyset};
+};
+
+// Stands for the operand whose size alone the library asks for: memory of another one where that suffices.
+Tensor unread(at::IntArrayRef size, const Tensor& a, const Tensor& b, bool channels_last) {
+  const auto strides = strides_of(size, channels_last);
+  const int64_t count = c10::multiply_integers(size);
+  for (const Tensor* t : {&a, &b})
+    if (t->numel() >= count) return t->as_strided(size, strides);
+  return at::empty_strided(size, strides, a.options());
+}
+
+template <class Signature>
+auto planned(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+}
+
+Tensor convolution(const Tensor& x, const Tensor& weight, const Optional& bias, GANKERNELS_GEOMETRY) {
+  static const auto plan = planned<Convolution>("gankernels_library::planned_convolution");
+  Small small(x.sizes());
+  if (!transposed) small.pixels = std::max(small.samples, small.pixels / (stride[0] * stride[1]));
+  const Call call(x, weight, small, weight.numel(), groups);
+  if (!call.direct) return plan.call(x, weight, bias, stride, padding, dilation, transposed, output_padding, groups);
+  const Exactly exactly;
+  return laid_out(at::convolution(x, weight, bias, stride, padding, dilation, transposed, output_padding, groups),
+                  call.channels_last);
+}
+
+Tensor input_gradient(const Tensor& dy, const Tensor& weight, c10::SymIntArrayRef x_symbols, GANKERNELS_GEOMETRY) {
+  static const auto plan = planned<InputGradient>("gankernels_library::planned_convolution_input_gradient");
+  const auto x_size = C10_AS_INTARRAYREF_SLOW(x_symbols);
+  const Call call(dy, weight, Small(transposed ? x_size : dy.sizes()), weight.numel(), groups);
+  if (!call.direct)
+    return plan.call(dy, weight, x_symbols, stride, padding, dilation, transposed, output_padding, groups);
+  const Exactly exactly;
+  const Tensor x = unread(x_size, dy, weight, call.channels_last);
+  return laid_out(
+      std::get<0>(at::convolution_backward(dy, x, weight, at::OptionalIntArrayRef(), stride, padding, dilation,
+                                           transposed, output_padding, groups, {true, false, false})),
+      call.channels_last);
+}
+
+std::tuple<Tensor, Tensor> weight_gradient(const Tensor& dy, const Tensor& x, c10::SymIntArrayRef weight_symbols,
+                                           bool with_bias, GANKERNELS_GEOMETRY) {
+  static const auto plan = planned<WeightGradient>("gankernels_library::planned_convolution_weight_gradient");
+  const auto weight_size = C10_AS_INTARRAYREF_SLOW(weight_symbols);
+  const Small small((transposed ? x : dy).sizes());
+  const Call call(dy, x, small, c10::multiply_integers(weight_size), groups);
+  if (!call.direct)
+    return plan.call(dy, x, weight_symbols, with_bias, stride, padding, dilation, transposed, output_padding, groups);
+  const Exactly exactly;
+  const Tensor weight = unread(weight_size, dy, x, call.channels_last);
+  const int64_t channels = dy.size(1);
+  const auto bias_size = with_bias ? at::OptionalIntArrayRef(channels) : at::OptionalIntArrayRef();
+  auto [none, dw, db] = at::convolution_backward(dy, x, weight, bias_size, stride, padding, dilation, transposed,
+                                                 output_padding, groups, {false, true, with_bias});
+  return {laid_out(dw, call.channels_last), with_bias ? db : at::empty({0}, dy.options())};
+}
+
+void register_kernels(torch::Library& m) {
+  m.impl("convolution", convolution);
+  m.impl("convolution_input_gradient", input_gradient);
+  m.impl("convolution_weight_gradient", weight_gradient);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(gankernels_library, CPU, m) {
+  register_kernels(m);
+}
+TORCH_LIBRARY_IMPL(gankernels_library, CUDA, m) {
+  register_kernels(m);
+}
+
+}  // namespace gankernels::convolution
