@@ -9,20 +9,24 @@ the exit code is 1 if a file differs from what its figures say. NAME is one of
 - ``summary``: a line for each op, over its positions, forward and backward, on CPUs; ``gpu``: the same and the steps,
   on GPUs, or a sentence where none has been measured;
 - ``steps``: whole training steps on CPUs; ``blocks``: forward and backward of single blocks there;
-- ``losses``: every contest that the best peer wins, on every device.
+- ``losses``: every contest that the best peer wins, on every device;
+- ``quality``: what each preset learnt; ``parity``: the same on our layers and on stock ones, over seeds.
 
 The figures are those of ``benchmarks/results/<device>/``: ``ops.csv``, ``steps.csv``, and ``*-system-memory.csv`` of
-the same form, as ``gankernels bench --csv`` writes them.
+the same form, as ``gankernels bench --csv`` writes them; and ``benchmarks/results/quality/<device>.csv``, as
+``quality.py`` writes it.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
+from statistics import mean
 
 from gankernels._files import replacing
 from gankernels.bench.charts import ms
@@ -42,6 +46,8 @@ from gankernels.errors import InputError
 
 NOT_MEASURED = "GPU figures have not been measured yet.\n"
 _FILES = ("ops.csv", "ops-system-memory.csv", "steps.csv", "steps-system-memory.csv")
+#: What runs have in common that are compared with each other.
+_EXPERIMENT = ("preset", "options", "data", "images", "samples", "fd_features", "precision")
 _BLOCK = re.compile(r"(<!-- table: (.+?) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 
@@ -52,6 +58,7 @@ class Figures:
         results = root / "benchmarks" / "results"
         folders = sorted({path.parent for name in _FILES for path in results.glob(f"*/{name}")})
         self.rows = [row for f in folders for name in _FILES if (f / name).exists() for row in read_csv(f / name)]
+        quality = [row for path in sorted((results / "quality").glob("*.csv")) for row in _quality_rows(path)]
         on_gpu = [row for row in self.rows if row["driver"]]
         on_cpu = [row for row in self.rows if not row["driver"]]
         self.tables: dict[str, Callable[[str], str]] = {
@@ -60,6 +67,8 @@ class Figures:
             "blocks": lambda page: blocks_table(on_cpu),
             "gpu": lambda page: gpu_tables(on_gpu, _op_links(root, page)),
             "losses": lambda page: losses_table(self.rows),
+            "quality": lambda page: quality_table(quality),
+            "parity": lambda page: parity_table(quality),
         }
         for path in (root / "docs" / "ops").glob("*.md"):
             self.tables[path.stem] = self._of_op(path.stem)
@@ -202,6 +211,79 @@ def losses_table(rows: Sequence[Row]) -> str:
     return _by_device(lost, headers, line) if lost else "Nowhere, of what was measured.\n"
 
 
+def quality_table(rows: Sequence[Row]) -> str:
+    """For each device a line for each run that stands alone: what it saw, what it took and what it learnt."""
+    headers = (
+        "preset, parameters of G and D, images, processor minutes, accuracy, lowest class, samples per class, "
+        "Frechet distance"
+    )
+
+    def line(row: Row) -> list[str]:
+        return [
+            f"`{row['preset']}`",
+            f"{int(row['g_parameters']):,} and {int(row['d_parameters']):,}",
+            f"{int(row['images']):,}",
+            f"{float(row['processor_seconds']) / 60:.1f}",
+            f"**{float(row['accuracy']):.2f}** (real: {float(row['classifier_test_accuracy']):.2f})",
+            f"{row['lowest_class']}, {float(row['lowest_class_accuracy']):.2f}",
+            f"{row['seen_per_class_min']} to {row['seen_per_class_max']} of {int(row['samples']):,}",
+            f"**{float(row['fd']):.1f}** (real: {float(row['fd_floor']):.1f}), {row['fd_features']}",
+        ]
+
+    blocks = []
+    for device, members in groupby(rows, key=lambda row: row["device"]):
+        own = list(members)
+        alone = [row for runs in _experiments(own) if len(_providers(runs)) == 1 for row in runs]
+        if alone:
+            blocks.append(f"{_caption(device, alone)}\n\n{_table(headers, map(line, alone))}")
+    return "\n".join(blocks) or "Not measured yet.\n"
+
+
+def parity_table(rows: Sequence[Row]) -> str:
+    """For each device and each run that was made on our layers and on stock ones a line for both: means and ranges."""
+    headers = "preset, images, layers, seeds, accuracy, Frechet distance, processor minutes"
+
+    def line(runs: Sequence[Row], provider: str) -> list[str]:
+        own = [row for row in runs if row["provider"] == provider]
+        accuracy, fd = ([float(row[column]) for row in own] for column in ("accuracy", "fd"))
+        minutes = mean(float(row["processor_seconds"]) for row in own) / 60
+        return [
+            f"`{own[0]['preset']}`",
+            f"{int(own[0]['images']):,}",
+            "ours" if provider == "gankernels" else provider,
+            str(len(own)),
+            f"**{mean(accuracy):.3f}** ({min(accuracy):.3f} to {max(accuracy):.3f})",
+            f"**{mean(fd):.1f}** ({min(fd):.1f} to {max(fd):.1f}), {own[0]['fd_features']}",
+            f"{minutes:.1f}",
+        ]
+
+    blocks = []
+    for device, members in groupby(rows, key=lambda row: row["device"]):
+        pairs = [runs for runs in _experiments(members) if len(_providers(runs)) > 1]
+        if pairs:
+            lines = [line(runs, provider) for runs in pairs for provider in ("gankernels", "stock")]
+            compared = [row for runs in pairs for row in runs]
+            blocks.append(f"{_caption(device, compared)}\n\n{_table(headers, lines)}")
+    return "\n".join(blocks) or "Not measured yet.\n"
+
+
+def _experiments(rows: Iterable[Row]) -> list[list[Row]]:
+    """Rows that differ in seed and layers alone."""
+    found: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        found.setdefault(tuple(row[column] for column in _EXPERIMENT), []).append(row)
+    return list(found.values())
+
+
+def _providers(runs: Iterable[Row]) -> set[str]:
+    return {row["provider"] for row in runs}
+
+
+def _quality_rows(path: Path) -> list[Row]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def _by_device(rows: Sequence[Row], headers: str, lines: Callable[[Group], list[list[str]]]) -> str:
     blocks = []
     for device, members in groupby(rows, key=lambda row: row["device"]):
@@ -269,7 +351,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("nothing to do: no figures in benchmarks/results")
         return 0
     stale = []
-    for path in [root / "README.md", root / "docs" / "benchmarking.md", *sorted((root / "docs" / "ops").glob("*.md"))]:
+    pages = [root / "README.md", *(root / "docs" / name for name in ("benchmarking.md", "models.md"))]
+    for path in [*pages, *sorted((root / "docs" / "ops").glob("*.md"))]:
         if not path.exists():
             continue
         page = path.relative_to(root).as_posix()

@@ -113,6 +113,44 @@ def test_figures_of_a_gpu(tables, root):
     assert "**1.00 (triton)** | 2.00x" in page
 
 
+def test_what_the_runs_learnt(tables, root):
+    columns = (
+        "preset,options,data,provider,seed,images,processor_seconds,accuracy,classifier_test_accuracy,lowest_class,"
+    )
+    columns += (
+        "lowest_class_accuracy,seen_per_class_min,seen_per_class_max,fd,fd_features,fd_floor,samples,g_parameters,"
+    )
+    columns += "d_parameters,precision,device,driver,torch,commit,date"
+    rows = [columns]
+    for preset, provider, seed, accuracy, fd in (
+        ("biggan-32", "gankernels", 0, 0.5, 20),
+        ("biggan-32", "gankernels", 1, 0.6, 30),
+        ("biggan-32", "stock", 0, 0.7, 10),
+        ("dcgan-32", "gankernels", 0, 0.8, 12.34),
+    ):
+        rows.append(
+            f"{preset},--batch 8,fashion-mnist,{provider},{seed},20000,90,{accuracy},0.9103,shirt,0.25,150,300,{fd},"
+            "classifier,0.86,2048,427329,149041,fp32,Test CPU,,2.13.0+cpu,abc1234,2026-01-02"
+        )
+    folder = root / "benchmarks" / "results" / "quality"
+    folder.mkdir()
+    (folder / "test-cpu.csv").write_text("\n".join(rows) + "\n")
+    (root / "docs" / "models.md").write_text(marker("quality") + marker("parity"))
+    assert tables.main(["--root", str(root)]) == 0
+    quality, parity = (root / "docs" / "models.md").read_text().split("table: parity")
+    line = (
+        "| `dcgan-32` | 427,329 and 149,041 | 20,000 | 1.5 | **0.80** (real: 0.91) | shirt, 0.25 | 150 to 300 of 2,048"
+    )
+    assert f"{line} | **12.3** (real: 0.9), classifier |" in quality
+    assert "biggan-32" not in quality
+    assert (
+        "| `biggan-32` | 20,000 | ours | 2 | **0.550** (0.500 to 0.600) | **25.0** (20.0 to 30.0), classifier |"
+        in parity
+    )
+    assert "| `biggan-32` | 20,000 | stock | 1 | **0.700** (0.700 to 0.700) |" in parity
+    assert "dcgan-32" not in parity
+
+
 def test_a_marker_without_a_table_is_an_error(tables, root):
     (root / "README.md").write_text(marker("no such op"))
     with pytest.raises(

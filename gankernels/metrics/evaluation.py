@@ -69,6 +69,7 @@ def evaluate(
         A dict ready for JSON: ``data, num_classes, resolution, channels, samples, seed`` and
 
         - accuracy: ``accuracy``, ``accuracy_per_class`` (by class name; None where no sample fell to a class),
+          ``seen_per_class`` (by class name; in how many samples the classifier sees it, whatever was asked for),
           ``classifier_test_accuracy`` (of the judge, on the real test split);
         - fd: ``fd``, ``fd_features``, ``fd_num_features``, ``fd_reference_images``, ``fd_floor`` (the distance of
           ``fd_floor_images`` pictures of the real test split: what samples as good as real would score);
@@ -143,17 +144,20 @@ class _Accuracy:
         self._class_names = train.class_names
         self._asked = torch.zeros(train.num_classes, dtype=torch.int64)
         self._right = torch.zeros(train.num_classes, dtype=torch.int64)
+        self._seen = torch.zeros(train.num_classes, dtype=torch.int64)
 
     def update(self, images: Tensor, labels: Tensor) -> None:
-        right = labels[self._classifier.predict(images) == labels]
+        seen = self._classifier.predict(images)
         self._asked += torch.bincount(labels, minlength=len(self._asked))
-        self._right += torch.bincount(right, minlength=len(self._right))
+        self._right += torch.bincount(labels[seen == labels], minlength=len(self._right))
+        self._seen += torch.bincount(seen, minlength=len(self._seen))
 
     def result(self) -> dict[str, Any]:
         counts = zip(self._class_names, self._right.tolist(), self._asked.tolist(), strict=True)
         return {
             "accuracy": int(self._right.sum()) / int(self._asked.sum()),
             "accuracy_per_class": {name: right / asked if asked else None for name, right, asked in counts},
+            "seen_per_class": dict(zip(self._class_names, self._seen.tolist(), strict=True)),
             "classifier_test_accuracy": self._classifier.test_accuracy,
         }
 

@@ -24,7 +24,7 @@ from gankernels.train import checkpoint, precision
 from gankernels.train.batches import Batches, Dataset
 from gankernels.train.config import Config, differences, from_dict
 from gankernels.train.images import generate, save_grid
-from gankernels.train.step import State, d_step, g_step, new_state
+from gankernels.train.step import Networks, State, build, d_step, g_step, new_state
 from gankernels.train.telemetry import Progress, Telemetry
 
 
@@ -38,7 +38,9 @@ class Outcome:
     """A signal ended it before ``config.images``; everything is saved."""
 
 
-def train(config: Config, *, dataset: Dataset | None = None, resume: bool = False) -> Outcome:
+def train(
+    config: Config, *, dataset: Dataset | None = None, networks: Networks = build, resume: bool = False
+) -> Outcome:
     """Train ``config.preset`` on ``config.data`` into the folder ``config.out``.
 
     The folder gets ``config.json``, ``stats.jsonl``, ``samples/<images>.png`` and ``checkpoints/<images>.pt``. SIGINT
@@ -48,6 +50,9 @@ def train(config: Config, *, dataset: Dataset | None = None, resume: bool = Fals
     Args:
         config: the run.
         dataset: takes the place of ``gankernels.data.open_dataset(config.data)``.
+        networks: takes the place of ``gankernels.models.build``: ``networks(config, num_classes=..., channels=...)``
+            gives generator and discriminator. What samples or evaluates the run later builds the preset's networks, and
+            needs the names and shapes of their state.
         resume: go on from the newest checkpoint in the folder, to the same bits as without the break.
 
     Raises:
@@ -63,7 +68,7 @@ def train(config: Config, *, dataset: Dataset | None = None, resume: bool = Fals
     _seed_everything(config.seed)
     if device.type == "cpu":
         keep_freed_memory()
-    state = new_state(config, dataset, device, dtype)
+    state = new_state(config, dataset, device, dtype, networks)
     batches = Batches(dataset, config.batch, device, seed=config.seed)
     _make_folders(run)
     shown = config.n_dis * config.batch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,9 @@ from gankernels.nn.spectral_norm_group import SpectralNormGroup
 from gankernels.train.batches import Batch, Dataset
 from gankernels.train.config import Config, NetworkConfig
 from gankernels.train.ema import EMA
+
+#: ``networks(config, num_classes=..., channels=...)`` makes a generator and a discriminator, as :func:`build` does.
+Networks = Callable[..., tuple[GeneratorModule, nn.Module]]
 
 
 class Player:
@@ -81,27 +85,6 @@ class State:
         return torch.randn(count, self.config.dim_z, generator=self.rng, device=self.device)
 
 
-def new_state(config: Config, dataset: Dataset, device: torch.device, dtype: torch.dtype | None) -> State:
-    """The state before the first step: a function of the config and of the data set's classes and channels.
-
-    Raises:
-        InputError: a setting does not fit the network.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        generator, discriminator = build(config, num_classes=dataset.num_classes, channels=dataset.channels)
-    generator, discriminator = generator.to(device), discriminator.to(device)
-    return State(
-        config=config,
-        device=device,
-        dtype=dtype,
-        g=Player(generator, config.g, device, dtype),
-        d=Player(discriminator, config.d, device, dtype),
-        ema=EMA(generator, config.ema),
-        rng=torch.Generator(device).manual_seed(config.seed),
-    )
-
-
 def build(config: Config, *, num_classes: int, channels: int) -> tuple[GeneratorModule, nn.Module]:
     """The networks of a config."""
     return models.build(
@@ -114,6 +97,29 @@ def build(config: Config, *, num_classes: int, channels: int) -> tuple[Generator
         d_ch=config.d.ch,
         d_widths=config.d.widths,
         **{name: value for name, value in dataclasses.asdict(config.net).items() if value is not None},
+    )
+
+
+def new_state(
+    config: Config, dataset: Dataset, device: torch.device, dtype: torch.dtype | None, networks: Networks = build
+) -> State:
+    """The state before the first step: a function of the config and of the data set's classes and channels.
+
+    Raises:
+        InputError: a setting does not fit the network.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        generator, discriminator = networks(config, num_classes=dataset.num_classes, channels=dataset.channels)
+    generator, discriminator = generator.to(device), discriminator.to(device)
+    return State(
+        config=config,
+        device=device,
+        dtype=dtype,
+        g=Player(generator, config.g, device, dtype),
+        d=Player(discriminator, config.d, device, dtype),
+        ema=EMA(generator, config.ema),
+        rng=torch.Generator(device).manual_seed(config.seed),
     )
 
 

@@ -62,6 +62,7 @@ def test_real_pictures_score_as_real_ones(painter, trained_cache, no_training):
     assert result["accuracy"] > 0.9
     assert result["classifier_test_accuracy"] == trained_cache[1].test_accuracy
     assert sorted(result["accuracy_per_class"]) == [str(i) for i in range(10)]
+    assert sum(result["seen_per_class"].values()) == 300
     assert result["fd_features"] == "classifier"
     assert result["fd_num_features"] == 128
     assert (result["fd_reference_images"], result["fd_floor_images"]) == (1438, 300)
