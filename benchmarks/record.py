@@ -36,7 +36,7 @@ from gankernels.errors import InputError
 RESULTS = Path(__file__).resolve().parent / "results"
 FILES = {"ops": "ops.csv", "steps": "steps.csv", "system-memory": "ops-system-memory.csv"}
 
-#: The most positions of an op in each mode, so that all ops together take under twenty minutes on two cores; fewer
+#: The most positions of an op in each mode, so that all ops together take about half an hour on two cores; fewer
 #: where a convolution makes each of them dear.
 _MOST = {FORWARD_BACKWARD: 12, DOUBLE_BACKWARD: 3, FORWARD: 2, STEP: 7}
 _MOST_WITH_PRODUCTS = {FORWARD_BACKWARD: 3, DOUBLE_BACKWARD: 2, FORWARD: 2, STEP: 7}

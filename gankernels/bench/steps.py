@@ -141,6 +141,7 @@ def make_benchmark(step: Step, cases: Sequence[Case]) -> Benchmark:
         impls=("auto",),
         dtypes=DTYPES,
         modes=(STEP,),
+        kinks_inside=True,
         place=functional_step.place,
         judged=_judged,
     )

@@ -57,7 +57,8 @@ def is_faster(
         return True
     if not (_HAS_SLOW_WEIGHT_GRADIENT and channels_last):
         return False
-    return channels >= (192 if pointwise else 256) and weight_size[1] >= 32 and pixels >= 64
+    least = 192 if pointwise or big_size[3] >= 128 else 256
+    return channels >= least and weight_size[1] >= 32 and pixels >= 64
 
 
 def is_single(

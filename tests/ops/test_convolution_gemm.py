@@ -166,13 +166,14 @@ def test_rule(what, weight_size, pixels, stride, channels_last, faster):
 def test_rule_where_the_weight_gradient_is_slow(slow, monkeypatch):
     monkeypatch.setattr(gemm, "_HAS_SLOW_WEIGHT_GRADIENT", slow)
 
-    def rule(*weight_size, pixels=4096, padding=1, channels_last=True):
-        sizes = (1, weight_size[0], pixels, 1), (1, weight_size[1], pixels, 1)
+    def rule(*weight_size, pixels=4096, width=64, padding=1, channels_last=True):
+        sizes = (1, weight_size[0], pixels, 1), (1, weight_size[1], pixels, width)
         return gemm.is_faster("weight", weight_size, *sizes, (1, 1), (padding, padding), channels_last)
 
     assert rule(256, 256, 3, 3) is slow
     assert rule(192, 96, 1, 1, padding=0) is slow
     assert not rule(192, 96, 1, 1, padding=1)
+    assert rule(192, 96, 4, 4, width=128) is slow
     assert not rule(256, 3, 3, 3)
     assert not rule(256, 256, 3, 3, pixels=16)
     assert not rule(256, 256, 3, 3, channels_last=False)
