@@ -22,7 +22,7 @@ if [ -e "$run/finished" ]; then
   echo "demo: $run is trained already; remove it to train again"
 else
   # The preset's networks are the paper's. These are small enough for two cores, and wide where the pictures are small:
-  # four minutes show 84,000 pictures to them.
+  # less than four minutes show 84,000 pictures to them.
   options=(--images 84000 --n-dis 1 --g.ch 32 --g.widths 4 2 1 0.5 --d.ch 32 --d.widths 0.5 1 2 2)
   options+=(--g.lr 4e-4 --d.lr 4e-4 --ema.kimg 2 --tick.images 12000)
   "$bin/gankernels" train --preset sngan-32 --data "$data" --out "$run" --resume "${options[@]}"
