@@ -3,12 +3,13 @@
 // gankernels/ops/_convolution_library.py.
 #include "convolution.h"
 
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/convolution.h>
 #include <ATen/ops/convolution_backward.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_strided.h>
 #include <torch/library.h>
+
+#include "autograd.h"
 
 namespace gankernels::convolution {
 namespace {
@@ -67,13 +68,8 @@ Tensor unread(at::IntArrayRef size, const Tensor& a, const Tensor& b, bool chann
   return at::empty_strided(size, strides, a.options());
 }
 
-template <class Signature>
-auto planned(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
-}
-
 Tensor convolution(const Tensor& x, const Tensor& weight, const Optional& bias, GANKERNELS_GEOMETRY) {
-  static const auto plan = planned<Convolution>("gankernels_library::planned_convolution");
+  static const auto plan = autograd::op<Convolution>("gankernels_library::planned_convolution");
   Small small(x.sizes());
   if (!transposed) small.pixels = std::max(small.samples, small.pixels / (stride[0] * stride[1]));
   const Call call(x, weight, small, weight.numel(), groups);
@@ -84,7 +80,7 @@ Tensor convolution(const Tensor& x, const Tensor& weight, const Optional& bias, 
 }
 
 Tensor input_gradient(const Tensor& dy, const Tensor& weight, c10::SymIntArrayRef x_symbols, GANKERNELS_GEOMETRY) {
-  static const auto plan = planned<InputGradient>("gankernels_library::planned_convolution_input_gradient");
+  static const auto plan = autograd::op<InputGradient>("gankernels_library::planned_convolution_input_gradient");
   const auto x_size = C10_AS_INTARRAYREF_SLOW(x_symbols);
   const Call call(dy, weight, Small(transposed ? x_size : dy.sizes()), weight.numel(), groups);
   if (!call.direct)
@@ -99,7 +95,7 @@ Tensor input_gradient(const Tensor& dy, const Tensor& weight, c10::SymIntArrayRe
 
 std::tuple<Tensor, Tensor> weight_gradient(const Tensor& dy, const Tensor& x, c10::SymIntArrayRef weight_symbols,
                                            bool with_bias, GANKERNELS_GEOMETRY) {
-  static const auto plan = planned<WeightGradient>("gankernels_library::planned_convolution_weight_gradient");
+  static const auto plan = autograd::op<WeightGradient>("gankernels_library::planned_convolution_weight_gradient");
   const auto weight_size = C10_AS_INTARRAYREF_SLOW(weight_symbols);
   const Small small((transposed ? x : dy).sizes());
   const Call call(dy, x, small, c10::multiply_integers(weight_size), groups);

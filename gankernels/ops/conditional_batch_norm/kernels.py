@@ -9,7 +9,7 @@ Gain and bias have a row for each sample, or with labels for each class, of whic
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -166,17 +166,8 @@ def launch_backward_sums(plan: tiles.Plan, formula: dict[str, Any], *tensors: Te
 
 def launch_backward(plan: tiles.Plan, formula: dict[str, Any], batch_statistics: bool, *tensors: Tensor) -> None:
     """``tensors``: dy, x, gain, bias, mean, var, terms [2, S], and dx, which it writes."""
-    device._conditional_batch_norm_backward_kernel[plan.grid](
-        *tensors,
-        plan.c,
-        plan.l,
-        plan.s,
-        plan.chunks,
-        plan.tiles,
-        **formula,
-        BATCH_STATISTICS=batch_statistics,
-        **plan.tile,
-    )
+    kernel = device._conditional_batch_norm_backward_kernel
+    _launch_pixels(kernel, plan, formula, batch_statistics, tensors)
 
 
 def launch_backward_backward_sums(plan: tiles.Plan, formula: dict[str, Any], *tensors: Tensor) -> Tensor:
@@ -192,17 +183,16 @@ def launch_backward_backward(
     plan: tiles.Plan, formula: dict[str, Any], batch_statistics: bool, *tensors: Tensor
 ) -> None:
     """``tensors``: ddx, ddgain, ddbias, dy, x, gain, bias, mean, var, terms [5, S], and ddy and dx, which it writes."""
-    device_backward_backward._conditional_batch_norm_backward_backward_kernel[plan.grid](
-        *tensors,
-        plan.c,
-        plan.l,
-        plan.s,
-        plan.chunks,
-        plan.tiles,
-        **formula,
-        BATCH_STATISTICS=batch_statistics,
-        **plan.tile,
-    )
+    kernel = device_backward_backward._conditional_batch_norm_backward_backward_kernel
+    _launch_pixels(kernel, plan, formula, batch_statistics, tensors)
+
+
+def _launch_pixels(
+    kernel: Any, plan: tiles.Plan, formula: dict[str, Any], batch_statistics: bool, tensors: Sequence[Tensor]
+) -> None:
+    """The pass of a backward that writes pixels."""
+    sizes = (plan.c, plan.l, plan.s, plan.chunks, plan.tiles)
+    kernel[plan.grid](*tensors, *sizes, **formula, BATCH_STATISTICS=batch_statistics, **plan.tile)
 
 
 def launch_row_sums(plan: tiles.Plan, sums: Tensor, labels: Tensor | None, classes: int) -> tuple[tiles.Plan, Tensor]:
