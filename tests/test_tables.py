@@ -49,10 +49,15 @@ def root(tmp_path):
     write_csv(results / "ops-system-memory.csv", group(mode="forward+backward, system memory"))
     step = {"eager": 80.0, "eager-best": 64.0, "compile": "error: Unsupported", "gankernels-auto": 32.0}
     steps = group(step, op="d_step", position="net-32", shape="64x3x32x32", mode="step")
+    dcgan = {"position": "dcgan-32", "shape": "16x3x32x32", "mode": "step"}
+    steps += group({"eager": 50.0, "gankernels-auto": 40.0}, op="d_step", **dcgan)
+    steps += group({"eager": 70.0, "compile": 60.0, "gankernels-auto": 40.0}, op="g_step", **dcgan)
+    # No recipe: DCGAN is trained without a penalty.
+    steps += group({"eager": 50.0, "gankernels-auto": 10.0}, op="d_step_r1", **dcgan)
     block = group(step, op="up_block", position="net-32 block 1", shape="4x8x4x4", mode="step")
     write_csv(results / "steps.csv", [*steps, *block])
     (tmp_path / "README.md").write_text(
-        "# title\n" + "".join(map(marker, ("summary", "steps", "blocks", "gpu"))) + "end\n"
+        "# title\n" + "".join(map(marker, ("summary", "steps", "iterations", "blocks", "gpu"))) + "end\n"
     )
     (tmp_path / "docs" / "ops" / "scale.md").write_text(marker("scale"))
     (tmp_path / "docs" / "ops" / "shift.md").write_text(marker("shift"))
@@ -84,6 +89,8 @@ def test_what_the_tables_say(tables, root):
     assert f"| {link} | float32 | 2 | **1.26x** (0.80 to 2.00) | **1.52x** (0.96 to 2.40) | 25% | at 1 |" in readme
     assert f"| {link} | bfloat16 | 2, 1 of our rows wrong or failed | **2.00x** (2.00 to 2.00) |" in readme
     assert "| d_step | net-32 | 64 | step | float32 | 800 | 1000 (eager-best) | **2000** | 2.00x |" in readme
+    of_iteration = "| dcgan-32 | 16 | 1 | float32 | 133.3 | 145.5 | **200** | 1.38x | 12.50 and 12.50 |"
+    assert readme.count("| dcgan-32 | 16 | 1 |") == readme.count(of_iteration) == 1
     of_block = "| up_block | net-32 block 1 | 4x8x4x4 | step | float32 | 64.0 (eager-best) | **32.0 (auto)** | 2.00x"
     assert f"{of_block} | 2.50x | 6% | 12.5 / 12.5 (1.00x) |" in readme
     assert readme.count("net-32 block 1") == 1, "not among the steps"
@@ -154,7 +161,8 @@ def test_what_the_runs_learnt(tables, root):
 def test_a_marker_without_a_table_is_an_error(tables, root):
     (root / "README.md").write_text(marker("no such op"))
     with pytest.raises(
-        InputError, match=r"^README\.md: got table 'no such op', expected one of blocks, gpu, losses, .*steps"
+        InputError,
+        match=r"^README\.md: got table 'no such op', expected one of blocks, gpu, iterations, losses, .*steps",
     ):
         tables.main(["--root", str(root)])
 

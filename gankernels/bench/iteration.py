@@ -1,0 +1,67 @@
+"""Training iterations from their measured parts: the recipe's steps of the discriminator, and one of the generator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from gankernels.bench.rows import Row
+from gankernels.bench.summary import Group, groups, milliseconds, number
+from gankernels.train.presets import PRESETS, preset
+
+#: A recipe's penalty -> the kind of step that takes it.
+_D_STEPS = {None: "d_step", "r1": "d_step_r1", "wgan-gp": "d_step_wgan_gp", "r1+r2": "d_step_r3gan"}
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """What one update of the generator costs by a preset's recipe, without the optimizers.
+
+    Each step has its own best peer, which may be eager in one and compiled in the other.
+    """
+
+    d: Group
+    """The discriminator's step."""
+    g: Group
+    """The generator's step."""
+    n_dis: int
+    """Steps of the discriminator in an iteration."""
+
+    @property
+    def images(self) -> int:
+        """Real pictures in an iteration."""
+        return self.n_dis * int(self.d.key.shape.split("x")[0])
+
+    def milliseconds(self, of: Callable[[Group], Row | None]) -> float | None:
+        """The time of an iteration whose steps run as ``of`` says; None where one of them has no time."""
+        d, g = of(self.d), of(self.g)
+        if d is None or g is None:
+            return None
+        d_ms, g_ms = milliseconds(d), milliseconds(g)
+        return None if d_ms is None or g_ms is None else self.n_dis * d_ms + g_ms
+
+    def images_per_second(self, of: Callable[[Group], Row | None]) -> float | None:
+        """Real pictures a second."""
+        time = self.milliseconds(of)
+        return 1e3 * self.images / time if time else None
+
+    def peak_mib(self, of: Callable[[Group], Row | None]) -> float | None:
+        """The larger of the two steps' peaks, in MiB; None where one is not known."""
+        peaks = [number(row["peak_mib"]) if row else None for row in (of(self.d), of(self.g))]
+        known = [peak for peak in peaks if peak is not None]
+        return max(known) if len(known) == len(peaks) else None
+
+
+def iterations(rows: Iterable[Row]) -> list[Iteration]:
+    """One for each preset both of whose steps were measured, with the batch, dtype and mode they have in common."""
+    found = {group.key: group for group in groups(rows)}
+    pairs = []
+    for key, d in found.items():
+        name = key.position.partition(",")[0]
+        if name not in PRESETS:
+            continue
+        recipe = preset(name)
+        g = found.get(key._replace(op="g_step"))
+        if g is not None and key.op == _D_STEPS.get(recipe.penalty):
+            pairs.append(Iteration(d, g, recipe.n_dis))
+    return pairs
