@@ -18,6 +18,9 @@ _PASSES = {FORWARD: 3, FORWARD_BACKWARD: 3 + 5, DOUBLE_BACKWARD: 3 + 5 + 2 + 8}
 #: Gain and bias looked up in tables by class. The tables of ten classes are no bytes to speak of.
 _TABLES = Case("SNGAN-32 G block 3, norm 2, class tables", (64, 256, 32, 32), {"classes": 10})
 
+#: Adaptive instance norm (Huang and Belongie, arXiv 1703.06868), as MUNIT's decoder has it (arXiv 1804.04732).
+_INSTANCE = Case("MUNIT-256 G residual block, instance norm", (4, 256, 64, 64), {"per_sample": True})
+
 
 def _inputs(case: Case, rng: torch.Generator) -> list[Tensor]:
     n, c = case.shape[:2]
@@ -31,20 +34,26 @@ def _inputs(case: Case, rng: torch.Generator) -> list[Tensor]:
 def _stock(case: Case, x: Tensor, gain: Tensor, bias: Tensor, labels: Tensor | None = None) -> Tensor:
     if labels is not None:
         gain, bias = F.embedding(labels, gain), F.embedding(labels, bias)
-    return F.relu(F.batch_norm(x, None, None, training=True) * gain[:, :, None, None] + bias[:, :, None, None])
+    x_hat = F.instance_norm(x) if _per_sample(case) else F.batch_norm(x, None, None, training=True)
+    return F.relu(x_hat * gain[:, :, None, None] + bias[:, :, None, None])
 
 
 def _ours(case: Case, x: Tensor, gain: Tensor, bias: Tensor, labels: Tensor | None = None, *, impl: str) -> Tensor:
-    return conditional_batch_norm(x, gain, bias, labels=labels, activation="relu", impl=impl)
+    per_sample = _per_sample(case)
+    return conditional_batch_norm(x, gain, bias, labels=labels, per_sample=per_sample, activation="relu", impl=impl)
 
 
 def _kink(case: Case, x: Tensor, gain: Tensor, bias: Tensor, labels: Tensor | None = None) -> Tensor:
-    return conditional_batch_norm(x, gain, bias, labels=labels, impl="reference")
+    return conditional_batch_norm(x, gain, bias, labels=labels, per_sample=_per_sample(case), impl="reference")
+
+
+def _per_sample(case: Case) -> bool:
+    return bool(case.arguments.get("per_sample"))
 
 
 BENCHMARK = Benchmark(
     op="conditional_batch_norm",
-    cases=[*networks.conditional_batch_norm_cases(), _TABLES],
+    cases=[*networks.conditional_batch_norm_cases(), _TABLES, _INSTANCE],
     inputs=_inputs,
     stock=_stock,
     ours=_ours,
