@@ -1,6 +1,6 @@
 """The lean trainer: a config, two steps and a loop; and what is made from a finished run."""
 
-from gankernels.train.config import ArchitectureConfig, Config, EMAConfig, NetworkConfig, TickConfig
+from gankernels.train.config import ArchitectureConfig, Config, EMAConfig, NetworkConfig, ScheduleConfig, TickConfig
 from gankernels.train.images import generate, save_grid
 from gankernels.train.loop import Outcome, train
 from gankernels.train.presets import preset
@@ -14,6 +14,7 @@ __all__ = [
     "EMAConfig",
     "NetworkConfig",
     "Outcome",
+    "ScheduleConfig",
     "TickConfig",
     "TrainedGenerator",
     "generate",

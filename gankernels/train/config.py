@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -49,11 +50,38 @@ class EMAConfig:
     """The averaged generator that is sampled from."""
 
     kimg: float = 10.0
-    """Half-life of the average, in thousands of images."""
+    """Half-life of the average, in thousands of images; 0 copies the generator."""
     ramp_up: float | None = 0.05
     """While a run is young, the half-life is at most this share of the images seen; None switches that off."""
     statistics_images: int = 1024
     """Pictures from which the average's batch-norm statistics are estimated anew before it is sampled or saved."""
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """Values that move during a run. Each begins with its own option, such as --g.lr, and ends with the one here.
+
+    None: it stays. Where both networks move alike, both have to be given.
+    """
+
+    shape: Literal["cosine", "linear", "constant"] = "cosine"
+    """On half a cosine, on a line, or, with constant, none of them."""
+    start: int = 0
+    """Real images that go by before they move."""
+    images: int = 0
+    """Real images in which they then move; after that they stay."""
+    g_lr: float | None = None
+    """Last learning rate of the generator."""
+    d_lr: float | None = None
+    """Last learning rate of the discriminator."""
+    g_beta2: float | None = None
+    """Last of the second of --g.betas."""
+    d_beta2: float | None = None
+    """Last of the second of --d.betas."""
+    penalty_weight: float | None = None
+    """Last weight of the penalty."""
+    ema_kimg: float | None = None
+    """Last half-life of the average, in thousands of images."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +146,7 @@ class Config:
     """The discriminator."""
     net: ArchitectureConfig = field(default_factory=ArchitectureConfig)
     ema: EMAConfig = field(default_factory=EMAConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     tick: TickConfig = field(default_factory=TickConfig)
 
     def check(self) -> None:
@@ -135,12 +164,34 @@ class Config:
         for name in _AT_LEAST_ONE:
             if values[name] < 1:
                 raise InputError(f"{_option(name)}: got {values[name]}, expected at least 1")
-        for name in ("g.lr", "d.lr", "g.eps", "d.eps", "ema.kimg", "ema.ramp_up", "penalty_weight"):
+        for name in ("g.lr", "d.lr", "g.eps", "d.eps", "ema.ramp_up", "penalty_weight"):
             if values[name] is not None and not values[name] > 0:
                 raise InputError(f"{_option(name)}: got {values[name]}, expected a number above 0")
         for name in ("g.betas", "d.betas"):
             if not all(0 <= beta < 1 for beta in values[name]):
                 raise InputError(f"{_option(name)}: got {values[name]}, expected two numbers in [0, 1)")
+        if not 0 <= self.ema.kimg < math.inf:
+            raise InputError(f"--ema.kimg: got {self.ema.kimg}, expected a number from 0")
+        self._check_schedule()
+
+    def _check_schedule(self) -> None:
+        schedule = self.schedule
+        if schedule.shape not in SHAPES:
+            raise InputError(f"--schedule.shape: got {schedule.shape}, expected one of {', '.join(SHAPES)}")
+        for name in ("start", "images"):
+            if getattr(schedule, name) < 0:
+                raise InputError(f"--schedule.{name}: got {getattr(schedule, name)}, expected at least 0")
+        for name, limit in SCHEDULED.items():
+            last = getattr(schedule, name)
+            if last is None:
+                continue
+            if not 0 <= last < limit:
+                expected = "a number from 0" if limit == math.inf else f"a number in [0, {limit:g})"
+                raise InputError(f"{_option('schedule.' + name)}: got {last}, expected {expected}")
+            if schedule.images == 0 and schedule.shape != "constant":
+                raise InputError(
+                    f"--schedule.images: got 0, expected how many {_option('schedule.' + name)} takes to come to {last}"
+                )
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -175,6 +226,15 @@ def from_dict(values: Mapping[str, Any], cls: type = Config) -> Any:
     except TypeError as error:
         raise InputError(f"config: {error}") from None
 
+
+#: How a scheduled value moves.
+SHAPES = ("cosine", "linear", "constant")
+
+#: What can be scheduled, and the number that a last value stays below.
+SCHEDULED = {
+    **{"g_lr": math.inf, "d_lr": math.inf, "g_beta2": 1.0, "d_beta2": 1.0},
+    **{"penalty_weight": math.inf, "ema_kimg": math.inf},
+}
 
 #: Fields that change nothing in what was trained so far; a resumed run may have them otherwise.
 FREE_ON_RESUME = frozenset(

@@ -16,7 +16,7 @@ def decay(config: EMAConfig, *, images: int, images_per_update: int) -> float:
     """The weight that the average keeps in one update: ``0.5 ** (images_per_update / half_life)``.
 
     Counted in images, so that it means the same at every batch size. In a young run the half-life is at most
-    ``ramp_up * images``, and the first pictures are not those of the initial weights.
+    ``ramp_up * images``, and the first pictures are not those of the initial weights. A half-life of 0 keeps nothing.
     """
     half_life = config.kimg * 1000
     if config.ramp_up is not None:
@@ -38,10 +38,9 @@ class EMA:
         self._pairs = [list(self.generator.parameters()), list(generator.parameters())]
 
     @torch.no_grad()
-    def update(self, *, images: int, images_per_update: int) -> None:
-        """Move the average towards the generator, ``images`` into the run."""
-        average = get_ema_multi_avg_fn(decay(self.config, images=images, images_per_update=images_per_update))
-        average(*self._pairs, None)
+    def update(self, kept: float) -> None:
+        """Move the average towards the generator. It keeps the weight ``kept``, of :func:`decay`; at 0 it is a copy."""
+        get_ema_multi_avg_fn(kept)(*self._pairs, None)
 
     @torch.no_grad()
     def estimate_statistics(self, *, batch: int, seed: int) -> None:

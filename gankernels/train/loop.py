@@ -23,7 +23,9 @@ from gankernels.errors import InputError
 from gankernels.train import checkpoint, precision
 from gankernels.train.batches import Batches, Dataset
 from gankernels.train.config import Config, differences, from_dict
+from gankernels.train.ema import decay
 from gankernels.train.images import generate, save_grid
+from gankernels.train.schedule import in_force, moving
 from gankernels.train.step import Networks, State, build, d_step, g_step, new_state
 from gankernels.train.telemetry import Progress, Telemetry
 
@@ -96,11 +98,13 @@ def train(
             with telemetry.phase("g_step"):
                 telemetry.add(g_step(state, batch))
             with telemetry.phase("ema"):
-                state.ema.update(images=state.images, images_per_update=shown)
+                average = in_force(config, state.images).ema
+                state.ema.update(decay(average, images=state.images, images_per_update=shown))
             progress.advance(state.images)
 
             if state.images % config.tick.images < shown or state.images >= config.images:
-                progress.tick(telemetry.tick(state.images))
+                scheduled = moving(config, state.images)
+                progress.tick(telemetry.tick(state.images, scheduled), scheduled)
                 _save(run, state, batches, telemetry)
                 _save_samples(run, state)
                 telemetry.start()

@@ -1,7 +1,6 @@
 """The published recipes: what each preset is trained with where the command line does not say otherwise.
 
-Every number is its paper's or its authors' script's, but for those that a function names as ours. Where a paper lets a
-number move in the course of a run, it has here the value that it starts with.
+Every number is its paper's or its authors' script's, but for those that a function names as ours.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import Any
 
 from gankernels import models
 from gankernels.errors import InputError
-from gankernels.train.config import Config, EMAConfig, NetworkConfig, TickConfig
+from gankernels.train.config import Config, EMAConfig, NetworkConfig, ScheduleConfig, TickConfig
 
 
 def preset(name: str) -> Config:
@@ -36,11 +35,13 @@ def dcgan(name: str) -> Config:
 
 
 def wgan_gp(name: str) -> Config:
-    """1704.00028, algorithm 1; the average is ours."""
-    adam = {"lr": 1e-4, "betas": (0.0, 0.9)}
+    """1704.00028, algorithm 1; for CIFAR-10 appendix F, where the learning rate falls to 0. The average is ours."""
+    cifar = name == "wgan-gp-32"
+    images = (100_000 if cifar else 200_000) * 5 * 64
+    adam = {"lr": 2e-4 if cifar else 1e-4, "betas": (0.0, 0.9)}
     return _config(
         name,
-        images=64_000_000,
+        images=images,
         batch=64,
         n_dis=5,
         loss="wasserstein",
@@ -49,20 +50,31 @@ def wgan_gp(name: str) -> Config:
         g=adam,
         d=adam,
         ema=EMAConfig(kimg=50),
+        schedule=_to_zero(images) if cifar else ScheduleConfig(),
     )
 
 
 def sngan(name: str) -> Config:
-    """1802.05957, appendices B.4 and C, for CIFAR-10; 1802.05637, section 4, for ImageNet. The average is ours.
+    """1802.05957, appendices B.2 (CIFAR-10) and B.3 (ImageNet); 1802.05637, section 4. The average is ours.
 
-    The papers give the generator twice the discriminator's batch and let the learning rate fall to zero; here both have
-    one batch, and the average of the weights takes the place of the falling rate.
+    The learning rate falls to zero: for CIFAR-10 over all of the 50,000 steps of the generator (the authors' script),
+    for ImageNet over the last 50,000 of 450,000. The papers give the generator twice the discriminator's batch; here
+    both have one.
     """
     adam = {"lr": 2e-4, "betas": (0.0, 0.9)}
-    size: dict[str, Any] = {"images": 16_000_000, "batch": 64}
-    if name != "sngan-32":
-        size = {"images": 450_000 * 5 * 64, "batch": 64}
-    return _config(name, **size, n_dis=5, loss="hinge", g=adam, d=adam, ema=EMAConfig(kimg=50))
+    constant = 0 if name == "sngan-32" else 400_000 * 5 * 64
+    falling = 50_000 * 5 * 64
+    return _config(
+        name,
+        images=constant + falling,
+        batch=64,
+        n_dis=5,
+        loss="hinge",
+        g=adam,
+        d=adam,
+        ema=EMAConfig(kimg=50),
+        schedule=_to_zero(falling, start=constant),
+    )
 
 
 def sagan(name: str) -> Config:
@@ -104,7 +116,10 @@ def biggan(name: str) -> Config:
 
 
 def r3gan(name: str, *, batch: int, gamma: float, average_kimg: float, images: int) -> Config:
-    """2501.05441, section 5 and appendix: what its schedules begin with. The number of images is ours."""
+    """2501.05441, section 5 and appendix, and the authors' script: all four values move over 20 million images.
+
+    The number of images is ours. The script augments what the discriminator sees, more and more; nothing does here.
+    """
     adam = {"lr": 2e-4, "betas": (0.0, 0.9)}
     return _config(
         name,
@@ -116,7 +131,17 @@ def r3gan(name: str, *, batch: int, gamma: float, average_kimg: float, images: i
         penalty_weight=gamma,
         g=adam,
         d=adam,
-        ema=EMAConfig(kimg=average_kimg),
+        ema=EMAConfig(kimg=0.0, ramp_up=None),
+        schedule=ScheduleConfig(
+            shape="cosine",
+            images=20_000_000,
+            g_lr=5e-5,
+            d_lr=5e-5,
+            g_beta2=0.99,
+            d_beta2=0.99,
+            penalty_weight=gamma / 10,
+            ema_kimg=average_kimg,
+        ),
     )
 
 
@@ -153,6 +178,11 @@ def _config(name: str, *, g: dict[str, Any], d: dict[str, Any], **fields: Any) -
         tick=TickConfig(images=100_000),
         **fields,
     )
+
+
+def _to_zero(images: int, *, start: int = 0) -> ScheduleConfig:
+    """Both learning rates on a line to 0."""
+    return ScheduleConfig(shape="linear", start=start, images=images, g_lr=0.0, d_lr=0.0)
 
 
 def _average(decay: float, images_per_update: int) -> EMAConfig:

@@ -20,6 +20,7 @@ from gankernels.nn.spectral_norm_group import SpectralNormGroup
 from gankernels.train.batches import Batch, Dataset
 from gankernels.train.config import Config, NetworkConfig
 from gankernels.train.ema import EMA
+from gankernels.train.schedule import in_force
 
 #: ``networks(config, num_classes=..., channels=...)`` makes a generator and a discriminator, as :func:`build` does.
 Networks = Callable[..., tuple[GeneratorModule, nn.Module]]
@@ -42,6 +43,13 @@ class Player:
             net.parameters(), lr=config.lr, betas=config.betas, eps=config.eps, fused=device.type in ("cpu", "cuda")
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+
+    def follow(self, config: NetworkConfig) -> None:
+        """Step with the learning rate and the betas of ``config`` from here on."""
+        for group in self.optimizer.param_groups:
+            # Adam reads both in each step. Its correction of the bias, 1 - beta2^step, has the beta2 of that step,
+            # whatever the steps before had: R3GAN was trained so.
+            group["lr"], group["betas"] = config.lr, config.betas
 
     def hold(self) -> contextlib.AbstractContextManager[None]:
         """Take every spectral-normed weight once, iterating once, for all forwards in the block.
@@ -126,6 +134,8 @@ def new_state(
 def d_step(state: State, batch: Batch) -> dict[str, Tensor]:
     """Update the discriminator on a real batch and as many fakes of the same labels, and count its images.
 
+    What is scheduled has its value after the images seen before this batch.
+
     One forward takes both. Where a batch norm would tell it the share of fakes in its batch, which is another in the
     generator's step, each goes alone, as DCGAN is trained.
 
@@ -133,7 +143,7 @@ def d_step(state: State, batch: Batch) -> dict[str, Tensor]:
         Detached fp32 scalars on the device: the loss, without penalty; the mean logits of real and fake; the norm of
         the gradient; and in the steps that take one, the penalty, before its weight.
     """
-    config = state.config
+    config = _scheduled(state)
     with torch.no_grad(), state.g.hold(), state.autocast():
         fake = state.g.net(state.latents(len(batch.y)), batch.y)
     fake = fake.to(batch.x.dtype)
@@ -141,7 +151,7 @@ def d_step(state: State, batch: Batch) -> dict[str, Tensor]:
     state.images += len(batch.y)
     if config.penalty is None or step % config.penalty_every:
         return _plain_d_step(state, batch, fake)
-    return _penalised_d_step(state, batch, fake)
+    return _penalised_d_step(state, batch, fake, config.penalty_weight * config.penalty_every)
 
 
 def _plain_d_step(state: State, batch: Batch, fake: Tensor) -> dict[str, Tensor]:
@@ -160,7 +170,7 @@ def _plain_d_step(state: State, batch: Batch, fake: Tensor) -> dict[str, Tensor]
     }
 
 
-def _penalised_d_step(state: State, batch: Batch, fake: Tensor) -> dict[str, Tensor]:
+def _penalised_d_step(state: State, batch: Batch, fake: Tensor, weight: float) -> dict[str, Tensor]:
     config = state.config
     state.d.optimizer.zero_grad(set_to_none=True)
     with state.d.hold(), state.autocast():
@@ -171,7 +181,7 @@ def _penalised_d_step(state: State, batch: Batch, fake: Tensor) -> dict[str, Ten
             batch.y,
             loss=config.loss,
             penalty=config.penalty,
-            weight=config.penalty_weight * config.penalty_every,
+            weight=weight,
             generator=state.rng,
             scaler=state.d.scaler if state.d.scaler.is_enabled() else None,
             joint=not _mixes_samples(state.d.net),
@@ -189,12 +199,14 @@ def _penalised_d_step(state: State, batch: Batch, fake: Tensor) -> dict[str, Ten
 def g_step(state: State, batch: Batch) -> dict[str, Tensor]:
     """Update the generator on as many samples, of the same labels, as the batch has.
 
-    Only the relativistic losses look at the batch's pictures.
+    Only the relativistic losses look at the batch's pictures. What is scheduled has its value after the images that the
+    discriminator has seen, this batch's among them.
 
     Returns:
         Detached fp32 scalars on the device: the loss and the norm of the gradient.
     """
-    game = LOSSES[state.config.loss]
+    config = _scheduled(state)
+    game = LOSSES[config.loss]
     state.d.net.requires_grad_(False)  # no weight gradients in the discriminator: a third of its backward
     with state.g.hold(), state.autocast():
         fake = state.g.net(state.latents(len(batch.y)), batch.y)
@@ -208,6 +220,15 @@ def g_step(state: State, batch: Batch) -> dict[str, Tensor]:
     norm = state.g.update(loss)
     state.d.net.requires_grad_(True)
     return {"g_loss": loss.detach(), "g_grad_norm": norm}
+
+
+def _scheduled(state: State) -> Config:
+    """The config in force, which both optimizers follow from here on."""
+    config = in_force(state.config, state.images)
+    if config is not state.config:  # with no schedule the optimizers are left alone: a loop of one's own may set them
+        state.g.follow(config.g)
+        state.d.follow(config.d)
+    return config
 
 
 def _mixes_samples(discriminator: nn.Module) -> bool:

@@ -8,7 +8,7 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +65,8 @@ class Telemetry:
         """Wall-clock seconds of the run so far, those before a resume included."""
         return self._seconds + time.perf_counter() - self._started
 
-    def tick(self, images: int) -> dict[str, Any]:
-        """Close a tick: wait for the device, write its line, and start the next one.
+    def tick(self, images: int, scheduled: Mapping[str, float]) -> dict[str, Any]:
+        """Close a tick: wait for the device, write its line, ``scheduled`` values included, and start the next one.
 
         Raises:
             Diverged: a scalar is not finite. The line is written first.
@@ -78,6 +78,7 @@ class Telemetry:
             "images": images,
             "seconds": round(self.seconds, 3),
             **{name: float(total) / self._counts[name] for name, total in self._sums.items()},
+            **scheduled,
             "images_per_second": round(rate, 2),
             "s_per_kimg": round(1000 / rate, 4) if rate > 0 else None,
             "phase_ms": {name: round(ms / calls, 3) for name, (ms, calls) in self._phases.items()},
@@ -196,12 +197,13 @@ class Progress:
             rate = (images - self._start_images) / max(time.perf_counter() - self._start, 1e-9)
             self._bar.update(self._task, completed=min(images, self.total), rate=f"{rate:,.1f} images/s")
 
-    def tick(self, line: dict[str, Any]) -> None:
-        """Show a tick's line."""
+    def tick(self, line: dict[str, Any], scheduled: Mapping[str, float]) -> None:
+        """Show a tick's line, with the values that move."""
         left = max(self.total - line["images"], 0) / max(line["images_per_second"], 1e-9)
+        values = "".join(f"{name} {value:.3g}  " for name, value in scheduled.items())
         text = (
             f"{line['images']:>10,} images  d_loss {line['d_loss']:.3f}  g_loss {line['g_loss']:.3f}  "
-            f"D(real) {line['d_real']:+.2f}  D(fake) {line['d_fake']:+.2f}  "
+            f"D(real) {line['d_real']:+.2f}  D(fake) {line['d_fake']:+.2f}  {values}"
             f"{line['images_per_second']:,.1f} images/s  {_clock(left)} left"
         )
         self.note(text)

@@ -1,4 +1,4 @@
-"""Every implementation of conv_transpose2d, through the public function. The registered ops are in test_conv2d.py."""
+"""Every implementation of conv_transpose2d, through the public function. test_conv2d_contract.py has its ops."""
 
 from __future__ import annotations
 

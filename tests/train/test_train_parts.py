@@ -65,7 +65,7 @@ def test_average_of_the_weights(make_config, dataset):
     before = state.ema.generator.conv.weight.clone()
     with torch.no_grad():
         state.g.net.conv.weight.add_(1)
-    state.ema.update(images=50, images_per_update=50)
+    state.ema.update(decay(state.config.ema, images=50, images_per_update=50))
     torch.testing.assert_close(state.ema.generator.conv.weight, before + 0.5)
 
 
