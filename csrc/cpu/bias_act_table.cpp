@@ -1,6 +1,6 @@
 // What does not depend on the instruction set: the tiling, the sums over tiles, and the choice of the table.
 #include "bias_act.h"
-#include "isa.h"
+#include "isa_choice.h"
 
 namespace gankernels::bias_act::cpu {
 namespace {
@@ -61,18 +61,7 @@ void sum_slots(const Problem& p, const void* partial, void* dbias, int64_t c_beg
 }
 
 const Passes& passes(DType dtype, Activation activation) {
-  const auto pick = [&](const Table& table) -> const Passes& { return table[int(dtype)][int(activation)]; };
-#if defined(GANKERNELS_X86)
-  switch (gankernels::cpu::isa()) {
-    case gankernels::cpu::Isa::kAvx512:
-      return pick(avx512::table);
-    case gankernels::cpu::Isa::kAvx2:
-      return pick(avx2::table);
-    default:
-      break;
-  }
-#endif
-  return pick(baseline::table);
+  return gankernels::cpu::chosen<baseline::table, avx2::table, avx512::table>()[int(dtype)][int(activation)];
 }
 
 }  // namespace gankernels::bias_act::cpu

@@ -1,6 +1,6 @@
 // What does not depend on the instruction set: the tiling, the samples of a batch, and the choice of the table.
 #include "conditional_batch_norm.h"
-#include "isa.h"
+#include "isa_choice.h"
 
 namespace gankernels::conditional_batch_norm::cpu {
 
@@ -71,18 +71,7 @@ int64_t rows_of_slot(const Problem& p, const Tiling& t, int64_t slot) {
 }
 
 const Passes& passes(DType dtype, Activation activation) {
-  const auto pick = [&](const Table& table) -> const Passes& { return table[int(dtype)][int(activation)]; };
-#if defined(GANKERNELS_X86)
-  switch (gankernels::cpu::isa()) {
-    case gankernels::cpu::Isa::kAvx512:
-      return pick(avx512::table);
-    case gankernels::cpu::Isa::kAvx2:
-      return pick(avx2::table);
-    default:
-      break;
-  }
-#endif
-  return pick(baseline::table);
+  return gankernels::cpu::chosen<baseline::table, avx2::table, avx512::table>()[int(dtype)][int(activation)];
 }
 
 }  // namespace gankernels::conditional_batch_norm::cpu

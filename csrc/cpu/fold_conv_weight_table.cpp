@@ -1,6 +1,6 @@
 // What does not depend on the instruction set: the tiling, and the choice of the table.
 #include "fold_conv_weight.h"
-#include "isa.h"
+#include "isa_choice.h"
 
 namespace gankernels::fold_conv_weight::cpu {
 namespace {
@@ -29,17 +29,7 @@ Tiling tiling(const Problem& p) {
 }
 
 Pass pass(DType dtype) {
-#if defined(GANKERNELS_X86)
-  switch (gankernels::cpu::isa()) {
-    case gankernels::cpu::Isa::kAvx512:
-      return avx512::table[static_cast<int>(dtype)];
-    case gankernels::cpu::Isa::kAvx2:
-      return avx2::table[static_cast<int>(dtype)];
-    default:
-      break;
-  }
-#endif
-  return baseline::table[static_cast<int>(dtype)];
+  return gankernels::cpu::chosen<baseline::table, avx2::table, avx512::table>()[static_cast<int>(dtype)];
 }
 
 }  // namespace gankernels::fold_conv_weight::cpu

@@ -1,5 +1,5 @@
 // What does not depend on the instruction set: the choice of the passes.
-#include "isa.h"
+#include "isa_choice.h"
 #include "spectral_norm.h"
 
 namespace gankernels::spectral_norm::cpu {
@@ -19,18 +19,7 @@ bool supported(DType weight, DType output) {
 }
 
 const Passes& passes(DType weight, DType output) {
-  const int index = index_of(weight, output);
-#if defined(GANKERNELS_X86)
-  switch (gankernels::cpu::isa()) {
-    case gankernels::cpu::Isa::kAvx512:
-      return avx512::table[index];
-    case gankernels::cpu::Isa::kAvx2:
-      return avx2::table[index];
-    default:
-      break;
-  }
-#endif
-  return baseline::table[index];
+  return gankernels::cpu::chosen<baseline::table, avx2::table, avx512::table>()[index_of(weight, output)];
 }
 
 }  // namespace gankernels::spectral_norm::cpu
