@@ -17,6 +17,7 @@ from gankernels._arguments import ArgumentParser
 from gankernels.bench import ceilings as measured
 from gankernels.bench.ceilings import Ceilings
 from gankernels.bench.declaration import MODES, Benchmark
+from gankernels.bench.iteration import iterations
 from gankernels.bench.rows import Row, write_csv, write_json
 from gankernels.bench.runner import MEMORY, Progress, find_device, measure, plan
 from gankernels.bench.summary import is_correct, is_ours
@@ -196,6 +197,9 @@ def _print(rows: Sequence[Row], limits: Ceilings | None) -> None:
     if rows:
         print()
         show(rows, sys.stdout)
+        lines = [line for iteration in iterations(rows) if (line := iteration.describe())]
+        if lines:
+            print("\nTraining iterations by the presets' recipes:", *lines, sep="\n")
 
 
 @contextlib.contextmanager

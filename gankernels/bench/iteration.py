@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from operator import attrgetter
 
 from gankernels.bench.rows import Row
 from gankernels.bench.summary import Group, groups, milliseconds, number
@@ -45,11 +46,23 @@ class Iteration:
         time = self.milliseconds(of)
         return 1e3 * self.images / time if time else None
 
+    def describe(self) -> str:
+        """In one line, against the best peers; empty where there is no time of ours."""
+        ours, peers = self.images_per_second(_BEST), self.images_per_second(_PEER)
+        if not ours:
+            return ""
+        steps = f"{self.n_dis} discriminator step{'s' if self.n_dis > 1 else ''} and one of the generator"
+        theirs = f", best peers {peers:.4g} ({ours / peers:.2f}x)" if peers else ", no correct peer"
+        return f"{self.d.key.position}, {self.d.key.dtype}, {steps}: {ours:.4g} images/s{theirs}"
+
     def peak_mib(self, of: Callable[[Group], Row | None]) -> float | None:
         """The larger of the two steps' peaks, in MiB; None where one is not known."""
         peaks = [number(row["peak_mib"]) if row else None for row in (of(self.d), of(self.g))]
         known = [peak for peak in peaks if peak is not None]
         return max(known) if len(known) == len(peaks) else None
+
+
+_PEER, _BEST = attrgetter("peer"), attrgetter("best")
 
 
 def iterations(rows: Iterable[Row]) -> list[Iteration]:

@@ -18,6 +18,10 @@ def test_steps_are_weighted_as_the_recipe_takes_them():
     assert iteration.milliseconds(attrgetter("peer")) == 5 * 20 + 40, "each step has its own best peer"
     assert iteration.milliseconds(attrgetter("best")) == 5 * 10 + 30
     assert iteration.images_per_second(attrgetter("best")) == 1e3 * 5 * 16 / 80
+    line = (
+        "wgan-gp-64, float32, 5 discriminator steps and one of the generator: 1000 images/s, best peers 571.4 (1.75x)"
+    )
+    assert iteration.describe() == line
 
 
 def test_a_step_without_a_time_leaves_none():
