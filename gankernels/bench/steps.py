@@ -199,7 +199,7 @@ _R3GAN = (
 #: The kinds of step, and the networks that take them in training. One more is a line more.
 CASES: dict[Step, tuple[Case, ...]] = {
     Step("d_step", "discriminator", _d): (*_SNGAN, *_BIGGAN, _DCGAN),
-    Step("g_step", "generator", _g): (*_SNGAN, *_BIGGAN, _DCGAN, _WGAN_GP, _R3GAN[1]),
+    Step("g_step", "generator", _g): (*_SNGAN, *_BIGGAN, _DCGAN, _WGAN_GP, *_R3GAN),
     Step("d_step_r1", "discriminator", _r1, _r1_by_the_engine): (*_SNGAN, _BIGGAN[0]),
     Step("d_step_wgan_gp", "discriminator", _wgan_gp, _wgan_gp_by_the_engine): (_SNGAN[0], _WGAN_GP),
     Step("d_step_r3gan", "discriminator", _r3gan, _r3gan_by_the_engine): _R3GAN,
