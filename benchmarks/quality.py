@@ -47,11 +47,12 @@ SHEET = ROOT / "docs" / "images" / "quality.png"
 RECIPES = {
     "biggan-32": "--images 50000 --n-dis 1 --batch 25 --g.ch 32 --g.widths 4 2 1 0.5 --g.lr 4e-4"
     " --d.ch 32 --d.widths 0.5 1 2 2 --d.lr 4e-4 --ema.kimg 2 --tick.images 10000",
-    "r3gan-32": "--images 40000 --batch 32 --penalty-weight 2 --g.ch 32 --g.widths 3 1.5 0.75 0.25 --g.lr 5e-4"
+    "r3gan-32": "--images 100000 --batch 32 --penalty-weight 2 --g.ch 32 --g.widths 3 1.5 0.75 0.25 --g.lr 5e-4"
     " --g.betas 0 0.99 --d.ch 32 --d.widths 0.25 0.75 1.5 3 --d.lr 5e-4 --d.betas 0 0.99 --ema.kimg 2"
-    " --tick.images 5000",
-    "wgan-gp-32": "--images 36000 --n-dis 2 --batch 16 --g.ch 32 --g.widths 4 2 1 0.5 --g.lr 5e-4"
-    " --d.ch 32 --d.widths 0.5 1 2 2 --d.lr 5e-4 --ema.kimg 2 --tick.images 10000",
+    " --schedule.images 100000 --schedule.g-lr 1e-4 --schedule.d-lr 1e-4 --schedule.penalty-weight 0.2"
+    " --schedule.ema-kimg 5 --tick.images 10000",
+    "wgan-gp-32": "--images 120000 --n-dis 2 --batch 16 --g.ch 32 --g.widths 4 2 1 0.5 --g.lr 5e-4"
+    " --d.ch 32 --d.widths 0.5 1 2 2 --d.lr 5e-4 --ema.kimg 2 --tick.images 20000",
     "dcgan-32": "--images 150000 --batch 32 --g.ch 32 --g.lr 5e-4 --d.ch 32 --d.lr 2e-4 --ema.kimg 2"
     " --tick.images 15000",
 }
