@@ -1,0 +1,260 @@
+// Built once per instruction set: GK_ISA is the namespace, GK_VECTOR_BYTES the width of a register.
+#include "convolution_weight_gradient.h"
+
+#include "vec.h"
+
+namespace gankernels::convolution_weight_gradient::cpu::GK_ISA {
+namespace {
+
+using namespace gankernels::cpu::GK_ISA;
+
+using V = Vector<float>;
+
+// A tile of dw: kRows channels of small by two registers of big's. So many accumulators that their latency is hidden,
+// with two registers for big and one for small.
+inline constexpr int64_t kRows = GK_VECTOR_BYTES == 16 ? 4 : GK_VECTOR_BYTES == 32 ? 6 : 12;
+inline constexpr int64_t kColumns = 2 * kLanes<float>;
+
+// Pixels of small in a block: a panel of big's tap for them, kColumns wide, fills half of the first cache.
+inline constexpr int64_t kPixels = 256;
+// Numbers of small that are packed at a time: half of a core's second cache.
+inline constexpr int64_t kPacked = 65536;
+// Pixels that go to all panels of small before the next ones do: so many that what a panel takes is some lines.
+inline constexpr int64_t kStrip = 16;
+
+GK_INLINE int64_t least(int64_t a, int64_t b) {
+  return a < b ? a : b;
+}
+GK_INLINE int64_t most(int64_t a, int64_t b) {
+  return a > b ? a : b;
+}
+GK_INLINE int64_t ceil_div(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
+// For any sign of a.
+GK_INLINE int64_t floor_div(int64_t a, int64_t b) {
+  return a / b - (a % b < 0);
+}
+
+// Memory that begins with a line of the cache.
+template <class T>
+class Lines {
+ public:
+  explicit Lines(int64_t count)
+      : data_(static_cast<T*>(std::aligned_alloc(kLine, ceil_div(count * sizeof(T), kLine) * kLine))) {}
+  ~Lines() { std::free(data_); }
+  Lines(const Lines&) = delete;
+  Lines& operator=(const Lines&) = delete;
+  T* get() { return data_; }
+
+ private:
+  static constexpr int64_t kLine = 64;
+  T* data_;
+};
+
+// Where a pixel's numbers begin in the panels of small and of big.
+struct Pixel {
+  int64_t small, big;
+};
+
+// Rows [first, last) of small, of those of all samples.
+struct Block {
+  int64_t first, last;
+};
+
+// The rows of one sample in a block, and the rows of big that they see.
+struct Section {
+  int64_t sample, first, last, big_first, big_last;
+};
+
+// How a problem is cut into blocks, and how a block's panels lie in memory.
+struct Layouts {
+  const Problem& p;
+  int64_t rows;       // of small in all samples
+  int64_t per_block;  // of these
+
+  explicit Layouts(const Problem& problem) : p(problem), rows(p.samples * p.rows.small) {
+    const int64_t blocks = ceil_div(rows, most(kPixels / p.columns.small, 1));
+    per_block = ceil_div(rows, blocks);
+  }
+
+  // A row of big lies phase by phase, so that a tap's pixels are neighbours whatever the stride.
+  int64_t phase() const { return ceil_div(p.columns.big, p.columns.stride); }
+  int64_t pitch() const { return phase() * p.columns.stride * kColumns; }
+
+  template <class Each>
+  GK_INLINE void sections(const Block& block, Each&& each) const {
+    const Axis& y = p.rows;
+    for (int64_t row = block.first; row < block.last;) {
+      const int64_t n = row / y.small, first = row - n * y.small;
+      const int64_t last = least(y.small, first + block.last - row);
+      const int64_t big_first = most(0, y.stride * first - y.padding);
+      const int64_t big_last = least(y.big, y.stride * (last - 1) - y.padding + y.dilation * (y.taps - 1) + 1);
+      each(Section{n, first, last, big_first, most(big_first, big_last)});
+      row += last - first;
+    }
+  }
+
+  // Rows of big that a block sees, at most.
+  int64_t most_big_rows() const {
+    const Axis& y = p.rows;
+    const int64_t sections = least(per_block, (per_block - 1) / y.small + 2);
+    return least(sections * y.big, y.stride * per_block + sections * (y.dilation * (y.taps - 1) + 1));
+  }
+};
+
+// The pixels of a block that a tap sees inside of big.
+GK_INLINE int64_t list(const Layouts& in, const Block& block, int64_t k, int64_t l, Pixel* pixels) {
+  const Axis &y = in.p.rows, &x = in.p.columns;
+  const int64_t shift = x.dilation * l - x.padding;
+  // s j + shift is the pixel j + `ahead` of one phase.
+  const int64_t ahead = floor_div(shift, x.stride), phase = shift - ahead * x.stride;
+  const int64_t first = most(0, -ahead), last = least(x.small, ceil_div(x.big - phase, x.stride) - ahead);
+  int64_t count = 0, small_row = 0, big_row = 0;
+  in.sections(block, [&](const Section& s) GK_LAMBDA_INLINE {
+    for (int64_t i = s.first; i < s.last; ++i, ++small_row) {
+      const int64_t row = y.stride * i + y.dilation * k - y.padding;
+      if (row < 0 || row >= y.big) continue;
+      const int64_t small = small_row * x.small * kRows;
+      const int64_t big = (big_row + row - s.big_first) * in.pitch() + (phase * in.phase() + ahead) * kColumns;
+      for (int64_t j = first; j < last; ++j) pixels[count++] = {small + j * kRows, big + j * kColumns};
+    }
+    big_row += s.big_last - s.big_first;
+  });
+  return count;
+}
+
+// Channels [first, first + count) of a block of small, in panels of kRows, pixel behind pixel.
+template <class T>
+GK_INLINE void pack_small(const T* small, int64_t channels, int64_t first, int64_t count, int64_t pixels, float* strip,
+                          float* to) {
+  for (int64_t begin = 0; begin < pixels; begin += kStrip) {
+    const int64_t many = least(kStrip, pixels - begin);
+    const float* from;
+    int64_t stride;
+    if constexpr (sizeof(T) == sizeof(float)) {
+      from = small + begin * channels + first, stride = channels;
+    } else {
+      for (int64_t i = 0; i < many; ++i) {
+        const T* pixel = small + (begin + i) * channels + first;
+        int64_t c = 0;
+        for (; c + kLanes<float> <= count; c += kLanes<float>) store(strip + i * count + c, load<V>(pixel + c));
+        for (; c < count; ++c) strip[i * count + c] = load<float>(pixel + c);
+      }
+      from = strip, stride = count;
+    }
+    for (int64_t c = 0; c < count; c += kRows) {
+      float* panel = to + c * pixels + begin * kRows;
+      const int64_t valid = least(kRows, count - c);
+      for (int64_t i = 0; i < many; ++i, panel += kRows) {
+        if (valid == kRows) {
+          std::memcpy(panel, from + i * stride + c, kRows * sizeof(float));
+        } else {
+          for (int64_t r = 0; r < kRows; ++r) panel[r] = r < valid ? from[i * stride + c + r] : 0;
+        }
+      }
+    }
+  }
+}
+
+// `count` channels, at most kColumns, of the rows of big that a block sees.
+template <class T>
+GK_INLINE void pack_big(const Layouts& in, const Block& block, const T* big, int64_t first, int64_t count, float* to) {
+  const Axis& x = in.p.columns;
+  const int64_t channels = in.p.big_channels;
+  in.sections(block, [&](const Section& s) GK_LAMBDA_INLINE {
+    for (int64_t row = s.big_first; row < s.big_last; ++row, to += in.pitch()) {
+      const T* from = big + ((s.sample * in.p.rows.big + row) * x.big) * channels + first;
+      for (int64_t phase = 0; phase < x.stride; ++phase) {
+        float* at = to + phase * in.phase() * kColumns;
+        for (int64_t j = phase; j < x.big; j += x.stride, at += kColumns) {
+          const T* pixel = from + j * channels;
+          if (count == kColumns) {
+            store(at, load<V>(pixel));
+            store(at + kLanes<float>, load<V>(pixel + kLanes<float>));
+          } else {
+            for (int64_t c = 0; c < kColumns; ++c) at[c] = c < count ? load<float>(pixel + c) : 0;
+          }
+        }
+      }
+    }
+  });
+}
+
+// dw [rows, columns], a row `stride` behind the other: the sum over the pixels, added to what is there but for the
+// first block.
+__attribute__((noinline)) void tile(const float* small, const float* big, const Pixel* pixel, int64_t count, float* dw, int64_t stride,
+                    int64_t rows, int64_t columns, bool is_first) {
+  V sum[kRows][2] = {};
+  for (int64_t r = 0; r < rows; ++r) __builtin_prefetch(dw + r * stride, 1);
+  for (const Pixel* const end = pixel + count; pixel != end; ++pixel) {
+    const float *a = small + pixel->small, *b = big + pixel->big;
+    const V b0 = load<V>(b), b1 = load<V>(b + kLanes<float>);
+#pragma GCC unroll 16
+    for (int64_t r = 0; r < kRows; ++r) {
+      sum[r][0] += a[r] * b0;
+      sum[r][1] += a[r] * b1;
+    }
+  }
+  if (rows == kRows && columns == kColumns) {
+#pragma GCC unroll 16
+    for (int64_t r = 0; r < kRows; ++r, dw += stride)
+      for (int64_t h = 0; h < 2; ++h) {
+        float* const at = dw + h * kLanes<float>;
+        store(at, is_first ? sum[r][h] : load<V>(at) + sum[r][h]);
+      }
+    return;
+  }
+  float sums[kRows][kColumns];
+  for (int64_t r = 0; r < kRows; ++r)
+    for (int64_t h = 0; h < 2; ++h) store(sums[r] + h * kLanes<float>, sum[r][h]);
+  for (int64_t r = 0; r < rows; ++r, dw += stride)
+    for (int64_t c = 0; c < columns; ++c) dw[c] = is_first ? sums[r][c] : dw[c] + sums[r][c];
+}
+
+template <class T>
+void pass(const Args& args, const Parts& parts, int64_t part_begin, int64_t part_end) {
+  const Problem& p = args.problem;
+  const Layouts in(p);
+  const T *small = static_cast<const T*>(args.small), *big = static_cast<const T*>(args.big);
+  const int64_t taps = p.rows.taps * p.columns.taps, row_stride = taps * p.big_channels;
+  const int64_t block_pixels = in.per_block * p.columns.small;
+  const int64_t chunk = least(most(kPacked / block_pixels / kRows, 1), ceil_div(parts.channels, kRows)) * kRows;
+  Lines<float> small_panels(chunk * block_pixels), big_panel(in.most_big_rows() * in.pitch()),
+      strip(sizeof(T) == sizeof(float) ? 1 : kStrip * chunk);
+  Lines<Pixel> pixels(taps * block_pixels);
+  Lines<int64_t> counts(taps);
+  for (int64_t part = part_begin; part < part_end; ++part) {
+    const int64_t part_first = part / parts.across * parts.channels,
+                  part_big = part % parts.across * parts.big_channels;
+    const int64_t part_last = least(p.channels, part_first + parts.channels);
+    const int64_t big_last = least(p.big_channels, part_big + parts.big_channels);
+    for (int64_t first = part_first; first < part_last; first += chunk) {
+      const int64_t channels = least(chunk, part_last - first);
+      for (int64_t row = 0; row < in.rows; row += in.per_block) {
+        const Block block{row, least(in.rows, row + in.per_block)};
+        const int64_t many = (block.last - row) * p.columns.small;
+        pack_small(small + row * p.columns.small * p.channels, p.channels, first, channels, many, strip.get(),
+                   small_panels.get());
+        for (int64_t tap = 0; tap < taps; ++tap)
+          counts.get()[tap] =
+              list(in, block, tap / p.columns.taps, tap % p.columns.taps, pixels.get() + tap * block_pixels);
+        for (int64_t big_first = part_big; big_first < big_last; big_first += kColumns) {
+          const int64_t columns = least(kColumns, big_last - big_first);
+          pack_big(in, block, big, big_first, columns, big_panel.get());
+          for (int64_t tap = 0; tap < taps; ++tap)
+            for (int64_t c = 0; c < channels; c += kRows)
+              tile(small_panels.get() + c * many, big_panel.get(), pixels.get() + tap * block_pixels, counts.get()[tap],
+                   args.dw + (first + c) * row_stride + tap * p.big_channels + big_first, row_stride,
+                   least(kRows, channels - c), columns, row == 0);
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+
+extern const Kernel kernel = {kRows, kColumns, {pass<float>, nullptr, pass<BFloat16>, pass<Float16>}};
+
+}  // namespace gankernels::convolution_weight_gradient::cpu::GK_ISA
