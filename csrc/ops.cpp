@@ -37,9 +37,6 @@ TORCH_LIBRARY(gankernels, m) {
       "conditional_batch_norm_backward_backward_apply(Tensor ddx, Tensor ddgain, Tensor ddbias, Tensor dy, Tensor x, "
       "Tensor gain, Tensor bias, Tensor? labels, Tensor mean, Tensor var, Tensor terms, float eps, str activation, "
       "float slope) -> (Tensor ddy, Tensor dx)");
-  m.def(
-      "convolution_weight_gradient(Tensor small, Tensor big, int[] taps, int[] stride, int[] padding, int[] dilation) "
-      "-> Tensor dw");
   m.def("fold_conv_weight_forward(Tensor weight, bool up, bool channels_last) -> Tensor");
   m.def("fold_conv_weight_backward(Tensor dfolded, bool up, bool channels_last) -> Tensor");
   m.def(

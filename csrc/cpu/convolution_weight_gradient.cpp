@@ -1,6 +1,8 @@
 // Built once per instruction set: GK_ISA is the namespace, GK_VECTOR_BYTES the width of a register.
 #include "convolution_weight_gradient.h"
 
+#include <utility>
+
 #include "vec.h"
 
 namespace gankernels::convolution_weight_gradient::cpu::GK_ISA {
@@ -78,9 +80,16 @@ struct Layouts {
     per_block = ceil_div(rows, blocks);
   }
 
-  // A row of big lies phase by phase, so that a tap's pixels are neighbours whatever the stride.
-  int64_t phase() const { return ceil_div(p.columns.big, p.columns.stride); }
-  int64_t pitch() const { return phase() * p.columns.stride * kColumns; }
+  // Pixels of big between which the kernel's steps lie are apart in memory: a plane for each row and column modulo the
+  // stride, so that those of one tap are neighbours and do not compete for the first cache's sets.
+  int64_t plane_rows() const { return ceil_div(most_big_rows(), p.rows.stride); }
+  int64_t plane_columns() const { return ceil_div(p.columns.big, p.columns.stride); }
+  int64_t big_size() const { return p.rows.stride * p.columns.stride * plane_rows() * plane_columns() * kColumns; }
+  // Where the panel has a row of big, the block's row number `row`, in the planes of a column modulo the stride.
+  int64_t big_row(int64_t row, int64_t phase) const {
+    return ((phase * p.rows.stride + row % p.rows.stride) * plane_rows() + row / p.rows.stride) * plane_columns() *
+           kColumns;
+  }
 
   template <class Each>
   GK_INLINE void sections(const Block& block, Each&& each) const {
@@ -116,7 +125,7 @@ GK_INLINE int64_t list(const Layouts& in, const Block& block, int64_t k, int64_t
       const int64_t row = y.stride * i + y.dilation * k - y.padding;
       if (row < 0 || row >= y.big) continue;
       const int64_t small = small_row * x.small * kRows;
-      const int64_t big = (big_row + row - s.big_first) * in.pitch() + (phase * in.phase() + ahead) * kColumns;
+      const int64_t big = in.big_row(big_row + row - s.big_first, phase) + ahead * kColumns;
       for (int64_t j = first; j < last; ++j) pixels[count++] = {small + j * kRows, big + j * kColumns};
     }
     big_row += s.big_last - s.big_first;
@@ -147,11 +156,10 @@ GK_INLINE void pack_small(const T* small, int64_t channels, int64_t first, int64
       float* panel = to + c * pixels + begin * kRows;
       const int64_t valid = least(kRows, count - c);
       for (int64_t i = 0; i < many; ++i, panel += kRows) {
-        if (valid == kRows) {
+        if (valid == kRows)
           std::memcpy(panel, from + i * stride + c, kRows * sizeof(float));
-        } else {
-          for (int64_t r = 0; r < kRows; ++r) panel[r] = r < valid ? from[i * stride + c + r] : 0;
-        }
+        else
+          for (int64_t r = 0; r < valid; ++r) panel[r] = from[i * stride + c + r];
       }
     }
   }
@@ -162,11 +170,12 @@ template <class T>
 GK_INLINE void pack_big(const Layouts& in, const Block& block, const T* big, int64_t first, int64_t count, float* to) {
   const Axis& x = in.p.columns;
   const int64_t channels = in.p.big_channels;
+  int64_t big_row = 0;
   in.sections(block, [&](const Section& s) GK_LAMBDA_INLINE {
-    for (int64_t row = s.big_first; row < s.big_last; ++row, to += in.pitch()) {
+    for (int64_t row = s.big_first; row < s.big_last; ++row, ++big_row) {
       const T* from = big + ((s.sample * in.p.rows.big + row) * x.big) * channels + first;
       for (int64_t phase = 0; phase < x.stride; ++phase) {
-        float* at = to + phase * in.phase() * kColumns;
+        float* at = to + in.big_row(big_row, phase);
         for (int64_t j = phase; j < x.big; j += x.stride, at += kColumns) {
           const T* pixel = from + j * channels;
           if (count == kColumns) {
@@ -181,36 +190,50 @@ GK_INLINE void pack_big(const Layouts& in, const Block& block, const T* big, int
   });
 }
 
-// dw [rows, columns], a row `stride` behind the other: the sum over the pixels, added to what is there but for the
-// first block.
-__attribute__((noinline)) void tile(const float* small, const float* big, const Pixel* pixel, int64_t count, float* dw, int64_t stride,
-                    int64_t rows, int64_t columns, bool is_first) {
-  V sum[kRows][2] = {};
-  for (int64_t r = 0; r < rows; ++r) __builtin_prefetch(dw + r * stride, 1);
+// dw [columns] = sums, or += after the first block. Out of the tiles, for the odd end of big's channels alone.
+__attribute__((noinline)) void put(const float* sums, float* dw, int64_t columns, bool is_first) {
+  for (int64_t c = 0; c < columns; ++c) dw[c] = is_first ? sums[c] : dw[c] + sums[c];
+}
+
+// Adds to dw [kCount, columns], a row `stride` behind the other, the sum over the pixels; the first block stores it.
+template <int64_t kCount>
+void tile(const float* small, const float* big, const Pixel* pixel, int64_t count, float* dw, int64_t stride,
+          int64_t columns, bool is_first) {
+  V sum[kCount][2] = {};
+  for (int64_t r = 0; r < kCount; ++r) __builtin_prefetch(dw + r * stride, 1);
   for (const Pixel* const end = pixel + count; pixel != end; ++pixel) {
     const float *a = small + pixel->small, *b = big + pixel->big;
     const V b0 = load<V>(b), b1 = load<V>(b + kLanes<float>);
 #pragma GCC unroll 16
-    for (int64_t r = 0; r < kRows; ++r) {
+    for (int64_t r = 0; r < kCount; ++r) {
       sum[r][0] += a[r] * b0;
       sum[r][1] += a[r] * b1;
     }
   }
-  if (rows == kRows && columns == kColumns) {
 #pragma GCC unroll 16
-    for (int64_t r = 0; r < kRows; ++r, dw += stride)
-      for (int64_t h = 0; h < 2; ++h) {
-        float* const at = dw + h * kLanes<float>;
-        store(at, is_first ? sum[r][h] : load<V>(at) + sum[r][h]);
-      }
-    return;
+  for (int64_t r = 0; r < kCount; ++r, dw += stride) {
+    if (columns < kColumns) {
+      float sums[kColumns];
+      std::memcpy(sums, sum[r], sizeof sums);
+      put(sums, dw, columns, is_first);
+      continue;
+    }
+    for (int64_t h = 0; h < 2; ++h) {
+      float* const at = dw + h * kLanes<float>;
+      store(at, is_first ? sum[r][h] : load<V>(at) + sum[r][h]);
+    }
   }
-  float sums[kRows][kColumns];
-  for (int64_t r = 0; r < kRows; ++r)
-    for (int64_t h = 0; h < 2; ++h) store(sums[r] + h * kLanes<float>, sum[r][h]);
-  for (int64_t r = 0; r < rows; ++r, dw += stride)
-    for (int64_t c = 0; c < columns; ++c) dw[c] = is_first ? sums[r][c] : dw[c] + sums[r][c];
 }
+
+// By the number of rows, less one: the last panel of small may have fewer than kRows.
+using Tile = decltype(&tile<kRows>);
+template <class Sizes>
+struct Tiles;
+template <int64_t... kSize>
+struct Tiles<std::integer_sequence<int64_t, kSize...>> {
+  static constexpr Tile of[] = {tile<kSize + 1>...};
+};
+using AllTiles = Tiles<std::make_integer_sequence<int64_t, kRows>>;
 
 template <class T>
 void pass(const Args& args, const Parts& parts, int64_t part_begin, int64_t part_end) {
@@ -219,8 +242,10 @@ void pass(const Args& args, const Parts& parts, int64_t part_begin, int64_t part
   const T *small = static_cast<const T*>(args.small), *big = static_cast<const T*>(args.big);
   const int64_t taps = p.rows.taps * p.columns.taps, row_stride = taps * p.big_channels;
   const int64_t block_pixels = in.per_block * p.columns.small;
-  const int64_t chunk = least(most(kPacked / block_pixels / kRows, 1), ceil_div(parts.channels, kRows)) * kRows;
-  Lines<float> small_panels(chunk * block_pixels), big_panel(in.most_big_rows() * in.pitch()),
+  // Chunks of a part's channels, of one size as far as that goes.
+  const int64_t chunks = ceil_div(parts.channels, most(kPacked / block_pixels, kRows));
+  const int64_t chunk = ceil_div(ceil_div(parts.channels, chunks), kRows) * kRows;
+  Lines<float> small_panels(chunk * block_pixels), big_panel(in.big_size()),
       strip(sizeof(T) == sizeof(float) ? 1 : kStrip * chunk);
   Lines<Pixel> pixels(taps * block_pixels);
   Lines<int64_t> counts(taps);
@@ -244,9 +269,9 @@ void pass(const Args& args, const Parts& parts, int64_t part_begin, int64_t part
           pack_big(in, block, big, big_first, columns, big_panel.get());
           for (int64_t tap = 0; tap < taps; ++tap)
             for (int64_t c = 0; c < channels; c += kRows)
-              tile(small_panels.get() + c * many, big_panel.get(), pixels.get() + tap * block_pixels, counts.get()[tap],
-                   args.dw + (first + c) * row_stride + tap * p.big_channels + big_first, row_stride,
-                   least(kRows, channels - c), columns, row == 0);
+              AllTiles::of[least(kRows, channels - c) - 1](
+                  small_panels.get() + c * many, big_panel.get(), pixels.get() + tap * block_pixels, counts.get()[tap],
+                  args.dw + (first + c) * row_stride + tap * p.big_channels + big_first, row_stride, columns, row == 0);
         }
       }
     }
