@@ -70,12 +70,12 @@ struct Section {
 };
 
 // How a problem is cut into blocks, and how a block's panels lie in memory.
-struct Layouts {
+struct Blocking {
   const Problem& p;
   int64_t rows;       // of small in all samples
   int64_t per_block;  // of these
 
-  explicit Layouts(const Problem& problem) : p(problem), rows(p.samples * p.rows.small) {
+  explicit Blocking(const Problem& problem) : p(problem), rows(p.samples * p.rows.small) {
     const int64_t blocks = ceil_div(rows, most(kPixels / p.columns.small, 1));
     per_block = ceil_div(rows, blocks);
   }
@@ -113,19 +113,19 @@ struct Layouts {
 };
 
 // The pixels of a block that a tap sees inside of big.
-GK_INLINE int64_t list(const Layouts& in, const Block& block, int64_t k, int64_t l, Pixel* pixels) {
-  const Axis &y = in.p.rows, &x = in.p.columns;
+GK_INLINE int64_t list(const Blocking& blocking, const Block& block, int64_t k, int64_t l, Pixel* pixels) {
+  const Axis &y = blocking.p.rows, &x = blocking.p.columns;
   const int64_t shift = x.dilation * l - x.padding;
   // s j + shift is the pixel j + `ahead` of one phase.
   const int64_t ahead = floor_div(shift, x.stride), phase = shift - ahead * x.stride;
   const int64_t first = most(0, -ahead), last = least(x.small, ceil_div(x.big - phase, x.stride) - ahead);
   int64_t count = 0, small_row = 0, big_row = 0;
-  in.sections(block, [&](const Section& s) GK_LAMBDA_INLINE {
+  blocking.sections(block, [&](const Section& s) GK_LAMBDA_INLINE {
     for (int64_t i = s.first; i < s.last; ++i, ++small_row) {
       const int64_t row = y.stride * i + y.dilation * k - y.padding;
       if (row < 0 || row >= y.big) continue;
       const int64_t small = small_row * x.small * kRows;
-      const int64_t big = in.big_row(big_row + row - s.big_first, phase) + ahead * kColumns;
+      const int64_t big = blocking.big_row(big_row + row - s.big_first, phase) + ahead * kColumns;
       for (int64_t j = first; j < last; ++j) pixels[count++] = {small + j * kRows, big + j * kColumns};
     }
     big_row += s.big_last - s.big_first;
@@ -167,15 +167,16 @@ GK_INLINE void pack_small(const T* small, int64_t channels, int64_t first, int64
 
 // `count` channels, at most kColumns, of the rows of big that a block sees.
 template <class T>
-GK_INLINE void pack_big(const Layouts& in, const Block& block, const T* big, int64_t first, int64_t count, float* to) {
-  const Axis& x = in.p.columns;
-  const int64_t channels = in.p.big_channels;
+GK_INLINE void pack_big(const Blocking& blocking, const Block& block, const T* big, int64_t first, int64_t count,
+                        float* to) {
+  const Axis& x = blocking.p.columns;
+  const int64_t channels = blocking.p.big_channels;
   int64_t big_row = 0;
-  in.sections(block, [&](const Section& s) GK_LAMBDA_INLINE {
+  blocking.sections(block, [&](const Section& s) GK_LAMBDA_INLINE {
     for (int64_t row = s.big_first; row < s.big_last; ++row, ++big_row) {
-      const T* from = big + ((s.sample * in.p.rows.big + row) * x.big) * channels + first;
+      const T* from = big + ((s.sample * blocking.p.rows.big + row) * x.big) * channels + first;
       for (int64_t phase = 0; phase < x.stride; ++phase) {
-        float* at = to + in.big_row(big_row, phase);
+        float* at = to + blocking.big_row(big_row, phase);
         for (int64_t j = phase; j < x.big; j += x.stride, at += kColumns) {
           const T* pixel = from + j * channels;
           if (count == kColumns) {
@@ -235,46 +236,83 @@ struct Tiles<std::integer_sequence<int64_t, kSize...>> {
 };
 using AllTiles = Tiles<std::make_integer_sequence<int64_t, kRows>>;
 
+// Channels [first, last).
+struct Channels {
+  int64_t first, last;
+};
+
+// What a thread works in.
 template <class T>
-void pass(const Args& args, const Parts& parts, int64_t part_begin, int64_t part_end) {
-  const Problem& p = args.problem;
-  const Layouts in(p);
-  const T *small = static_cast<const T*>(args.small), *big = static_cast<const T*>(args.big);
-  const int64_t taps = p.rows.taps * p.columns.taps, row_stride = taps * p.big_channels;
-  const int64_t block_pixels = in.per_block * p.columns.small;
-  // Chunks of a part's channels, of one size as far as that goes.
-  const int64_t chunks = ceil_div(parts.channels, most(kPacked / block_pixels, kRows));
-  const int64_t chunk = ceil_div(ceil_div(parts.channels, chunks), kRows) * kRows;
-  Lines<float> small_panels(chunk * block_pixels), big_panel(in.big_size()),
-      strip(sizeof(T) == sizeof(float) ? 1 : kStrip * chunk);
-  Lines<Pixel> pixels(taps * block_pixels);
-  Lines<int64_t> counts(taps);
-  for (int64_t part = part_begin; part < part_end; ++part) {
-    const int64_t part_first = part / parts.across * parts.channels,
-                  part_big = part % parts.across * parts.big_channels;
-    const int64_t part_last = least(p.channels, part_first + parts.channels);
-    const int64_t big_last = least(p.big_channels, part_big + parts.big_channels);
-    for (int64_t first = part_first; first < part_last; first += chunk) {
-      const int64_t channels = least(chunk, part_last - first);
-      for (int64_t row = 0; row < in.rows; row += in.per_block) {
-        const Block block{row, least(in.rows, row + in.per_block)};
-        const int64_t many = (block.last - row) * p.columns.small;
-        pack_small(small + row * p.columns.small * p.channels, p.channels, first, channels, many, strip.get(),
-                   small_panels.get());
-        for (int64_t tap = 0; tap < taps; ++tap)
-          counts.get()[tap] =
-              list(in, block, tap / p.columns.taps, tap % p.columns.taps, pixels.get() + tap * block_pixels);
-        for (int64_t big_first = part_big; big_first < big_last; big_first += kColumns) {
-          const int64_t columns = least(kColumns, big_last - big_first);
-          pack_big(in, block, big, big_first, columns, big_panel.get());
-          for (int64_t tap = 0; tap < taps; ++tap)
-            for (int64_t c = 0; c < channels; c += kRows)
-              AllTiles::of[least(kRows, channels - c) - 1](
-                  small_panels.get() + c * many, big_panel.get(), pixels.get() + tap * block_pixels, counts.get()[tap],
-                  args.dw + (first + c) * row_stride + tap * p.big_channels + big_first, row_stride, columns, row == 0);
-        }
-      }
+class Gradient {
+ public:
+  // `channels` of small at most are in one part.
+  Gradient(const Args& args, int64_t channels)
+      : args_(args),
+        p_(args.problem),
+        blocking_(p_),
+        taps_(p_.rows.taps * p_.columns.taps),
+        block_pixels_(blocking_.per_block * p_.columns.small),
+        chunk_(chunk(channels, block_pixels_)),
+        small_(chunk_ * block_pixels_),
+        big_(blocking_.big_size()),
+        strip_(sizeof(T) == sizeof(float) ? 1 : kStrip * chunk_),
+        pixels_(taps_ * block_pixels_),
+        counts_(taps_) {}
+
+  void part(const Channels& small, const Channels& big) {
+    for (int64_t first = small.first; first < small.last; first += chunk_)
+      for (int64_t row = 0; row < blocking_.rows; row += blocking_.per_block)
+        block({row, least(blocking_.rows, row + blocking_.per_block)}, {first, least(small.last, first + chunk_)}, big);
+  }
+
+ private:
+  // Channels of small whose panels are in memory at a time: as many in each chunk, as far as that goes.
+  static int64_t chunk(int64_t channels, int64_t block_pixels) {
+    const int64_t chunks = ceil_div(channels, most(kPacked / block_pixels, kRows));
+    return ceil_div(ceil_div(channels, chunks), kRows) * kRows;
+  }
+
+  GK_INLINE void block(const Block& block, const Channels& small, const Channels& big) {
+    const int64_t first_pixel = block.first * p_.columns.small, count = block.last * p_.columns.small - first_pixel;
+    pack_small(static_cast<const T*>(args_.small) + first_pixel * p_.channels, p_.channels, small.first,
+               small.last - small.first, count, strip_.get(), small_.get());
+    for (int64_t tap = 0; tap < taps_; ++tap)
+      counts_.get()[tap] =
+          list(blocking_, block, tap / p_.columns.taps, tap % p_.columns.taps, pixels_.get() + tap * block_pixels_);
+    for (int64_t c = big.first; c < big.last; c += kColumns) {
+      const int64_t columns = least(kColumns, big.last - c);
+      pack_big(blocking_, block, static_cast<const T*>(args_.big), c, columns, big_.get());
+      for (int64_t tap = 0; tap < taps_; ++tap)
+        panels(small, count, tap, args_.dw + tap * p_.big_channels + c, columns, block.first == 0);
     }
+  }
+
+  // One tap of a panel of big with all panels of small; `count` pixels are in these.
+  GK_INLINE void panels(const Channels& small, int64_t count, int64_t tap, float* dw, int64_t columns, bool is_first) {
+    const int64_t stride = taps_ * p_.big_channels;
+    for (int64_t c = small.first; c < small.last; c += kRows)
+      AllTiles::of[least(kRows, small.last - c) - 1](small_.get() + (c - small.first) * count, big_.get(),
+                                                     pixels_.get() + tap * block_pixels_, counts_.get()[tap],
+                                                     dw + c * stride, stride, columns, is_first);
+  }
+
+  const Args& args_;
+  const Problem& p_;
+  const Blocking blocking_;
+  const int64_t taps_, block_pixels_, chunk_;
+  Lines<float> small_, big_, strip_;
+  Lines<Pixel> pixels_;
+  Lines<int64_t> counts_;
+};
+
+template <class T>
+void pass(const Args& args, const Parts& parts, int64_t begin, int64_t end) {
+  const Problem& p = args.problem;
+  Gradient<T> gradient(args, parts.channels);
+  for (int64_t part = begin; part < end; ++part) {
+    const int64_t first = part / parts.across * parts.channels, big = part % parts.across * parts.big_channels;
+    gradient.part({first, least(p.channels, first + parts.channels)},
+                  {big, least(p.big_channels, big + parts.big_channels)});
   }
 }
 

@@ -16,7 +16,7 @@ namespace {
 namespace cpu = convolution_weight_gradient::cpu;
 
 // Products below which a thread is not worth waking.
-constexpr int64_t kGrain = 1 << 18;
+constexpr int64_t kGrain = 1 << 20;
 
 // torch's own question to oneDNN, as in gankernels/ops/_convolution_library.py.
 bool has_hardware(const char* query) {
@@ -48,9 +48,10 @@ bool is_faster(const cpu::Problem& p, at::ScalarType dtype) {
 std::optional<Tensor> own_weight_gradient(const Tensor& small_, const Tensor& big_, at::IntArrayRef weight_size,
                                           GANKERNELS_GEOMETRY) {
   const OwnWeightGradients when = own_weight_gradients;
-  if (when == OwnWeightGradients::kNever || !small_.is_cpu() || groups != 1 ||
-      small_.scalar_type() != big_.scalar_type() || !takes(small_.scalar_type()) || small_.numel() == 0 ||
-      big_.numel() == 0)
+  // What does not fit together is the library's to complain of.
+  if (when == OwnWeightGradients::kNever || !small_.is_cpu() || groups != 1 || !takes(small_.scalar_type()) ||
+      small_.scalar_type() != big_.scalar_type() || small_.size(0) != big_.size(0) ||
+      small_.size(1) != weight_size[0] || big_.size(1) != weight_size[1] || small_.numel() == 0 || big_.numel() == 0)
     return std::nullopt;
   const auto axis = [&](int i) -> cpu::Axis {
     return {small_.size(2 + i), big_.size(2 + i), weight_size[2 + i], stride[i], padding[i], dilation[i]};
