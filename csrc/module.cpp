@@ -15,4 +15,13 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "few_products", [](int64_t count) { return gankernels::convolution::few_products.exchange(count); },
       "Up to how many products a dense convolution on a CPU goes to ATen without a plan; returns the number before.");
+  m.def(
+      "own_weight_gradients",
+      [](int when) {
+        using gankernels::convolution::OwnWeightGradients;
+        return static_cast<int>(
+            gankernels::convolution::own_weight_gradients.exchange(static_cast<OwnWeightGradients>(when)));
+      },
+      "Whether dense convolutions on a CPU make weight gradients in channels_last by our own kernel: 0 never, 1 by the "
+      "rule, 2 wherever it can; returns what held before.");
 }

@@ -1,6 +1,6 @@
-// The convolution ops where the host's time would be felt: calls whose operands are what ATen is to be given go there
-// at once. All others, and where a matrix product may be faster, go by the plan in
-// gankernels/ops/_convolution_library.py.
+// The convolution ops where the host's time would be felt: weight gradients that are our own kernel's, and calls whose
+// operands are what ATen is to be given, go there at once. All others, and where a matrix product may be faster, go by
+// the plan in gankernels/ops/_convolution_library.py.
 #include "convolution.h"
 
 #include <ATen/ops/convolution.h>
@@ -14,14 +14,9 @@
 namespace gankernels::convolution {
 namespace {
 
-// The rules for a [N, C, H, W] in gankernels/ops/_layout.py.
+// The rule for a [N, C, H, W] in gankernels/ops/_layout.py.
 bool prefers_channels_last(const Tensor& t) {
   return t.stride(1) <= t.stride(3) && t.stride(1) < t.stride(2);
-}
-std::array<int64_t, 4> strides_of(at::IntArrayRef size, bool channels_last) {
-  const int64_t c = size[1], h = size[2], w = size[3];
-  if (channels_last) return {h * w * c, 1, w * c, c};
-  return {c * h * w, h * w, w, 1};
 }
 
 // What the fakes promise: a dense tensor in one of the two layouts. ATen's own results are, nearly always.
@@ -99,6 +94,11 @@ std::tuple<Tensor, Tensor> weight_gradient(const Tensor& dy, const Tensor& x, c1
   const auto weight_size = C10_AS_INTARRAYREF_SLOW(weight_symbols);
   const Small small((transposed ? x : dy).sizes());
   const Call call(dy, x, small, c10::multiply_integers(weight_size), groups);
+  if (call.channels_last) {
+    const auto dw = own_weight_gradient(transposed ? x : dy, transposed ? dy : x, weight_size, stride, padding,
+                                        dilation, transposed, output_padding, groups);
+    if (dw) return {*dw, with_bias ? dy.sum({0, 2, 3}) : at::empty({0}, dy.options())};
+  }
   if (!call.direct)
     return plan.call(dy, x, weight_symbols, with_bias, stride, padding, dilation, transposed, output_padding, groups);
   const Exactly exactly;

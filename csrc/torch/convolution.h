@@ -4,7 +4,9 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <array>
 #include <atomic>
+#include <optional>
 #include <vector>
 
 namespace gankernels::convolution {
@@ -18,6 +20,10 @@ inline std::atomic<bool> weight_gradients_wanted = true;
 // Products up to which a dense call on a CPU goes to ATen unasked: it takes a fraction of a millisecond, and the plan a
 // tenth of one. Where a picture is one pixel the plan has more to offer, and is asked from a sixteenth of that on.
 inline std::atomic<int64_t> few_products = 1 << 25;
+
+// When the weight gradient of a dense convolution in channels_last is this package's own kernel's.
+enum class OwnWeightGradients { kNever, kByRule, kAlways };
+inline std::atomic<OwnWeightGradients> own_weight_gradients = OwnWeightGradients::kByRule;
 
 struct Geometry {
   std::vector<int64_t> stride, padding, dilation;
@@ -37,5 +43,17 @@ using InputGradient = Tensor(const Tensor& dy, const Tensor& weight, c10::SymInt
                              GANKERNELS_GEOMETRY_TYPES);
 using WeightGradient = std::tuple<Tensor, Tensor>(const Tensor& dy, const Tensor& x, c10::SymIntArrayRef weight_size,
                                                   bool with_bias, GANKERNELS_GEOMETRY_TYPES);
+
+// The rule for a [N, C, H, W] in gankernels/ops/_layout.py.
+inline std::array<int64_t, 4> strides_of(at::IntArrayRef size, bool channels_last) {
+  const int64_t c = size[1], h = size[2], w = size[3];
+  if (channels_last) return {h * w * c, 1, w * c, c};
+  return {c * h * w, h * w, w, 1};
+}
+
+// dw, in channels_last and the pictures' dtype, from `small` and `big` as gankernels/ops/_convolution_gemm.py names
+// them; none where that is not the way. fp32 throughout, rounded once.
+std::optional<Tensor> own_weight_gradient(const Tensor& small, const Tensor& big, at::IntArrayRef weight_size,
+                                          GANKERNELS_GEOMETRY);
 
 }  // namespace gankernels::convolution

@@ -31,6 +31,8 @@ def is_faster(
 ) -> bool:
     """The rule, from measurements that ``docs/ops/conv2d.md`` names.
 
+    Weight gradients that ``csrc/torch/convolution_weight_gradient.cpp`` makes do not come here.
+
     A product's own cost is a copy of the pixels, once for each tap: it pays with many channels, and where a picture or
     the kernel is a single pixel there is none. With a large weight oneDNN takes time for every number of it, whatever
     the batch, and without AVX-512 its weight gradient is slow in channels_last.

@@ -13,13 +13,14 @@ from gankernels.ops import conv2d, conv_transpose2d
 
 @pytest.fixture
 def planned():
-    """No call is too small for the plan."""
+    """No call is too small for the plan, and no weight gradient the other kernel's."""
     if _native.extension is None:
         yield
         return
-    few = _native.extension.few_products(-1)
+    few, own = _native.extension.few_products(-1), _native.extension.own_weight_gradients(0)
     yield
     _native.extension.few_products(few)
+    _native.extension.own_weight_gradients(own)
 
 
 @pytest.fixture

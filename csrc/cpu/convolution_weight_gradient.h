@@ -1,0 +1,58 @@
+// The weight gradient of a dense convolution on the CPU, without columns. All tensors are channels_last:
+//
+//   dw[c, k, l, c'] = sum over n, i, j of small[n, i, j, c] big[n, s i + d k - p, s j + d l - p, c']
+//
+// gankernels/ops/_convolution_gemm.py names `small` and `big`. Each tap is a product small^T big over the pixels that
+// the tap sees, so a tile of dw [channels of small, channels of big] stays in registers while pixels go by.
+#pragma once
+
+#include "../common.h"
+
+namespace gankernels::convolution_weight_gradient::cpu {
+
+// Along the rows, or along the columns.
+struct Axis {
+  int64_t small, big, taps, stride, padding, dilation;
+};
+
+struct Problem {
+  int64_t samples, channels, big_channels;
+  Axis rows, columns;
+};
+
+struct Args {
+  Problem problem;
+  const void *small, *big;
+  float* dw;
+};
+
+// dw cut into parts, each [channels, big_channels] or less for all taps: what a thread takes. The order in which pixels
+// are added does not depend on it.
+struct Parts {
+  int64_t channels, big_channels, across, count;
+};
+
+using Pass = void (*)(const Args&, const Parts&, int64_t part_begin, int64_t part_end);
+
+// Of one instruction set; by the dtype of small and big, without one for fp64.
+struct Kernel {
+  int64_t tile_channels, tile_big_channels;
+  Pass passes[4];
+};
+Parts parts(const Kernel& kernel, const Problem& problem, int64_t threads);
+
+// Built for the instruction set that gankernels::cpu::isa() names.
+const Kernel& kernel();
+
+// convolution_weight_gradient.cpp makes them.
+namespace baseline {
+extern const Kernel kernel;
+}
+namespace avx2 {
+extern const Kernel kernel;
+}
+namespace avx512 {
+extern const Kernel kernel;
+}
+
+}  // namespace gankernels::convolution_weight_gradient::cpu

@@ -1,0 +1,76 @@
+// This package's own weight gradient of a dense convolution on a CPU: when it is the faster way, and how it is called.
+#include "../cpu/convolution_weight_gradient.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/empty_strided.h>
+
+#include "../cpu/isa.h"
+#include "allocate.h"
+#include "common.h"
+#include "convolution.h"
+
+namespace gankernels::convolution {
+namespace {
+
+namespace cpu = convolution_weight_gradient::cpu;
+
+// Products below which a thread is not worth waking.
+constexpr int64_t kGrain = 1 << 20;
+
+// torch's own question to oneDNN, as in gankernels/ops/_convolution_library.py.
+bool has_hardware(const char* query) {
+  const auto op = c10::Dispatcher::singleton().findSchema({query, ""});
+  return op && op->typed<bool()>().call();
+}
+
+// Whether there is a kernel for a dtype. Where the CPU multiplies in 16 bits the library is faster in them.
+bool takes(at::ScalarType dtype) {
+  static const bool has_bf16 = has_hardware("mkldnn::_is_mkldnn_bf16_supported"),
+                    has_fp16 = has_hardware("mkldnn::_is_mkldnn_fp16_supported");
+  return dtype == at::kFloat || (dtype == at::kBFloat16 && !has_bf16) || (dtype == at::kHalf && !has_fp16);
+}
+
+// From measurements that docs/ops/conv2d.md names: without AVX-512, which was not measured; where big's channels fill
+// at least three quarters of the tiles; and in fp32 where the gradient is more than one matrix product over whole
+// pictures, which the library is as fast at.
+bool is_faster(const cpu::Problem& p, at::ScalarType dtype) {
+  const cpu::Axis &y = p.rows, &x = p.columns;
+  const bool is_pointwise = y.taps * x.taps * y.stride * x.stride == 1 && y.padding + x.padding == 0;
+  const bool is_single = y.small * x.small == 1 && y.big == y.taps && x.big == x.taps;
+  const int64_t tile = cpu::kernel().tile_big_channels, tiles = at::divup(p.big_channels, tile);
+  return gankernels::cpu::isa() == gankernels::cpu::Isa::kAvx2 && 4 * p.big_channels >= 3 * tile * tiles &&
+         (dtype != at::kFloat || !(is_pointwise || is_single));
+}
+
+}  // namespace
+
+std::optional<Tensor> own_weight_gradient(const Tensor& small_, const Tensor& big_, at::IntArrayRef weight_size,
+                                          GANKERNELS_GEOMETRY) {
+  const OwnWeightGradients when = own_weight_gradients;
+  // What does not fit together is the library's to complain of.
+  if (when == OwnWeightGradients::kNever || !small_.is_cpu() || groups != 1 || !takes(small_.scalar_type()) ||
+      small_.scalar_type() != big_.scalar_type() || small_.size(0) != big_.size(0) ||
+      small_.size(1) != weight_size[0] || big_.size(1) != weight_size[1] || small_.numel() == 0 || big_.numel() == 0)
+    return std::nullopt;
+  const auto axis = [&](int i) -> cpu::Axis {
+    return {small_.size(2 + i), big_.size(2 + i), weight_size[2 + i], stride[i], padding[i], dilation[i]};
+  };
+  const cpu::Problem p = {small_.size(0), small_.size(1), big_.size(1), axis(0), axis(1)};
+  if (when == OwnWeightGradients::kByRule && !is_faster(p, small_.scalar_type())) return std::nullopt;
+  const Tensor small = small_.contiguous(at::MemoryFormat::ChannelsLast),
+               big = big_.contiguous(at::MemoryFormat::ChannelsLast);
+  const auto strides = strides_of(weight_size, /*channels_last=*/true);
+  Tensor dw = at::empty_strided(weight_size, strides, small.options().dtype(at::kFloat));
+  use_huge_pages(dw);
+  const cpu::Kernel& kernel = cpu::kernel();
+  const cpu::Pass pass = kernel.passes[static_cast<int>(dtype_of(small))];
+  const int64_t products = p.samples * p.rows.small * p.columns.small * dw.numel();
+  const cpu::Parts parts = cpu::parts(kernel, p, std::min<int64_t>(at::get_num_threads(), at::divup(products, kGrain)));
+  const cpu::Args args = {p, small.const_data_ptr(), big.const_data_ptr(), dw.mutable_data_ptr<float>()};
+  at::parallel_for(0, parts.count, 1, [&](int64_t begin, int64_t end) { pass(args, parts, begin, end); });
+  return dw.scalar_type() == small.scalar_type() ? dw
+                                                 : at::empty_strided(weight_size, strides, small.options()).copy_(dw);
+}
+
+}  // namespace gankernels::convolution
