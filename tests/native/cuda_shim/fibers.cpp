@@ -25,8 +25,8 @@ struct Fiber {
   std::unique_ptr<char[]> stack;
   jmp_buf here;
   State state = State::kDone;
-  unsigned mask = 0;                // lanes that its warp barrier waits for
-  unsigned turns = 0;               // exchanges that it has made
+  unsigned mask = 0;                 // lanes that its warp barrier waits for
+  unsigned turns = 0;                // exchanges that it has made
   unsigned arrivals = 0, waits = 0;  // at the cluster's barrier
   bool begun = false;
   ucontext_t context;
@@ -131,7 +131,8 @@ bool release_warp(unsigned first, unsigned lanes) {
 
 bool release_block(unsigned first) {
   bool released = false;
-  for (unsigned t = 0; t < threads; t += kWarpSize) released |= release_warp(first + t, std::min(kWarpSize, threads - t));
+  for (unsigned t = 0; t < threads; t += kWarpSize)
+    released |= release_warp(first + t, std::min(kWarpSize, threads - t));
   if (!released && count(State::kAtBlockBarrier, first, threads) == threads) {
     release(first, threads);
     released = true;
