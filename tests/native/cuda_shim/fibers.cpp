@@ -158,6 +158,21 @@ void poison(Block& block) {
   std::memset(block.dynamic_part->data(), 0xff, block.dynamic_part->size());
 }
 
+// As far as it gets without the others: what it reads of theirs, where no barrier of the cluster stands between, is
+// then not there yet, or no longer.
+void run_block(unsigned first) {
+  do {
+    for (unsigned i = 0; i < threads; ++i) {
+      const unsigned t = first + (order == Order::kForward ? i : threads - 1 - i);
+      if (fibers[t]->state != State::kReady) continue;
+      resume(t);
+      if (fibers[t]->state == State::kDone && fibers[t]->arrivals != fibers[t]->waits) {
+        fail("it arrived at a barrier of its cluster and did not wait");
+      }
+    }
+  } while (release_block(first));
+}
+
 void run_cluster() {
   for (Block& block : blocks) poison(block);
   for (unsigned t = 0; t < fiber_count(); ++t) {
@@ -165,20 +180,14 @@ void run_cluster() {
     fiber.state = State::kReady;
     fiber.turns = fiber.arrivals = fiber.waits = 0;
   }
-  while (true) {
-    for (unsigned i = 0; i < fiber_count(); ++i) {
-      const unsigned t = order == Order::kForward ? i : fiber_count() - 1 - i, first = t / threads * threads;
-      if (fibers[t]->state != State::kReady) continue;
-      resume(t);
-      if (fibers[t]->state != State::kDone) continue;
-      if (fibers[t]->arrivals != fibers[t]->waits) fail("it arrived at a barrier of its cluster and did not wait");
-      if (blocks.size() > 1 && count(State::kDone, first, threads) == threads) poison(current_block());
+  do {
+    for (unsigned i = 0; i < blocks.size(); ++i) {
+      const unsigned b = order == Order::kForward ? i : static_cast<unsigned>(blocks.size()) - 1 - i;
+      run_block(b * threads);
+      if (blocks.size() > 1 && count(State::kDone, b * threads, threads) == threads) poison(blocks[b]);
     }
-    if (count(State::kDone, 0, fiber_count()) == fiber_count()) break;
-    bool released = false;
-    for (unsigned first = 0; first < fiber_count(); first += threads) released |= release_block(first);
-    if (!released && !release_cluster()) fail("a barrier that some threads never reach");
-  }
+  } while (release_cluster());
+  if (count(State::kDone, 0, fiber_count()) != fiber_count()) fail("a barrier that some threads never reach");
   for (const Block& block : blocks) {
     if (!block.dynamic_part->intact()) fail("a write beside dynamic shared memory");
   }
