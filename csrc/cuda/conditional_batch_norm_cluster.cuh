@@ -35,11 +35,15 @@ inline int64_t power_of_two_from(int64_t least) {
   return power;
 }
 
+inline int vector_width(DType dtype) {
+  return kVectorBytes / (dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2);
+}
+
 // The share of each block where a cluster of `blocks` has groups of `vectors`. Order 0 keeps x; order 1 keeps dy and x,
 // and two sums for each sample and channel.
 inline ClusterPlan plan_blocks(const Problem& p, int order, int vectors, int blocks) {
-  const bool last = p.layout == Layout::kChannelsLast, wide = p.dtype == DType::kFloat64;
-  const int width = kVectorBytes / (wide ? 8 : p.dtype == DType::kFloat32 ? 4 : 2);
+  const bool last = p.layout == Layout::kChannelsLast;
+  const int width = vector_width(p.dtype);
   ClusterPlan plan = {};
   plan.blocks = blocks;
   plan.vectors = vectors;
@@ -62,7 +66,8 @@ inline ClusterPlan plan_blocks(const Problem& p, int order, int vectors, int blo
   plan.shared_bytes = plan.slice_vectors() * kVectorBytes;
   if (order == 1) {
     const int64_t sums = plan.block_samples * plan.row_warps() * plan.channels;
-    plan.shared_bytes = 2 * plan.shared_bytes + sums * 2 * (wide ? sizeof(double) : sizeof(float));
+    plan.shared_bytes =
+        2 * plan.shared_bytes + sums * 2 * (p.dtype == DType::kFloat64 ? sizeof(double) : sizeof(float));
   }
   return plan;
 }
@@ -77,6 +82,7 @@ struct ClusterLimits {
 // The cluster for order 0 or 1. Of the sizes alone, so that results do not depend on the GPU.
 inline ClusterPlan plan_cluster(const Problem& p, int order, const ClusterLimits& limits = {}) {
   if (p.n * p.c * p.l == 0 || p.per_sample || (order == 0 && !p.batch_statistics)) return {};
+  if ((p.layout == Layout::kChannelsLast ? p.c : p.l) % vector_width(p.dtype) != 0) return {};
   const auto with_vectors = [&](int vectors) {
     ClusterPlan plan = plan_blocks(p, order, vectors, 1);
     while (plan.blocks < limits.most_blocks) {
@@ -87,11 +93,16 @@ inline ClusterPlan plan_cluster(const Problem& p, int order, const ClusterLimits
     }
     return plan;
   };
-  // In channels_last 64 bytes of a pixel, or one sector of 32 where 64 are too much or leave SMs idle.
-  const bool last = p.layout == Layout::kChannelsLast;
-  ClusterPlan plan = with_vectors(last ? 4 : 1);
-  if (last && (plan.shared_bytes > limits.roomy_bytes || plan.groups * plan.blocks < limits.blocks))
-    plan = with_vectors(2);
+  if (p.layout == Layout::kContiguous) {
+    const ClusterPlan plan = with_vectors(1);
+    return plan.shared_bytes > kMostSliceBytes ? ClusterPlan{} : plan;
+  }
+  // 64 bytes of a pixel, or one sector of 32 where 64 are too much or leave SMs idle.
+  const int64_t pixel = power_of_two_from(p.c / vector_width(p.dtype));
+  ClusterPlan plan = with_vectors(static_cast<int>(std::min<int64_t>(4, pixel)));
+  if (plan.shared_bytes > limits.roomy_bytes || plan.groups * plan.blocks < limits.blocks) {
+    plan = with_vectors(static_cast<int>(std::min<int64_t>(2, pixel)));
+  }
   return plan.shared_bytes > kMostSliceBytes ? ClusterPlan{} : plan;
 }
 
@@ -106,7 +117,7 @@ struct Share {
 
   const ClusterPlan& plan;
   int64_t group_c, c;  // first channel of the group, and of the vector
-  int64_t first_sample, step_offset;
+  int64_t first_sample;
   int64_t offset, sample_stride, step_stride;  // of the vector in the block's first step of sample 0, in elements
   int vector, lane, row, samples, steps;       // samples and steps that the block has; no steps for no channel
 
