@@ -49,8 +49,7 @@ struct Launches {
   }
 
   template <class... Parameters>
-  void launch(const cudaLaunchConfig_t& config, void (*kernel)(Parameters...),
-              std::common_type_t<Parameters>... args) {
+  void launch(const cudaLaunchConfig_t& config, void (*kernel)(Parameters...), std::common_type_t<Parameters>... args) {
     if (error != cudaSuccess) return;
     error = cudaLaunchKernelEx(&config, kernel, args...);
     const cudaError_t last = cudaGetLastError();  // asked in any case, since asking clears it

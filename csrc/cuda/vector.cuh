@@ -38,7 +38,7 @@ template <int kWidth, class T>
 __device__ __forceinline__ void store(T* to, const Vector<T, kWidth>& vector) {
 #ifdef __CUDA_ARCH__
   // Spelt out: nvcc 13.0 splits some plain stores of elements of 2 bytes into stores of 4 bytes.
-  if constexpr (sizeof(vector) == sizeof(uint4)) {
+  if constexpr (sizeof(T) == 2 && sizeof(vector) == sizeof(uint4)) {
     uint4 words;
     std::memcpy(&words, &vector, sizeof words);
     asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "r"(words.x),
