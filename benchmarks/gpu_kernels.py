@@ -10,6 +10,7 @@ is wrong, 2 if there is nothing to run.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Iterator
 from itertools import product
@@ -34,7 +35,8 @@ def conditional_batch_norm_cases(profile: bool) -> Iterator[Case]:
         return conditional_batch_norm(*tensors, activation="none", impl=impl)
 
     # Large enough that the pixels of a sample are split between blocks; and one with no size divisible by a vector.
-    shapes = [(64, 192, 32, 32)] if profile else [(2, 8, 128, 128), (3, 5, 9, 7)]
+    # And some whose channels fit the shared memory of a cluster, in one order or both.
+    shapes = [(64, 192, 32, 32), (16, 768, 16, 16)] if profile else [(2, 8, 128, 128), (2, 32, 32, 32), (3, 5, 9, 7)]
     dtypes = [torch.float32, torch.bfloat16] if profile else [torch.float32, torch.bfloat16, torch.float64]
     layouts = ["channels_last"] if profile else LAYOUTS
     for shape, dtype, layout in product(shapes, dtypes, layouts):
@@ -42,6 +44,9 @@ def conditional_batch_norm_cases(profile: bool) -> Iterator[Case]:
         gain, bias = (torch.randn(shape[:2]).to(torch.promote_types(dtype, torch.float32)) for _ in range(2))
         yield f"{shape} {dtype} {layout}", function, [x, gain, bias]
 
+
+#: Of each implementation: GANKERNELS_CUDA_CLUSTERS, and what to say of it. Kernels in clusters have others beside them.
+WAYS = {"cuda": [("1", ""), ("0", " without clusters")], "triton": [("1", "")]}
 
 OPS = {"conditional_batch_norm": conditional_batch_norm_cases}
 
@@ -95,9 +100,10 @@ def main() -> int:
         if why_not := dispatch.unavailable(op, impl, "cuda"):
             print(f"{op} {impl}: not run, {why_not}")
             continue
-        for case in cases(args.profile):
+        for (clusters, remark), case in product(WAYS[impl], cases(args.profile)):
+            os.environ["GANKERNELS_CUDA_CLUSTERS"] = clusters
             why = profile(case, impl) if args.profile else judge(case, impl)
-            print(f"{op} {impl} {case[0]}: {why or 'done'}", flush=True)
+            print(f"{op} {impl} {case[0]}{remark}: {why or 'done'}", flush=True)
             runs, failures = runs + 1, failures + bool(why)
     torch.cuda.synchronize()
     print(f"{runs} cases, {failures} wrong")

@@ -79,7 +79,11 @@ profile() {
 
 case $1 in
   build | facts | tests | sanitizer | profile) "$1" ;;
-  bench) bench ops ;;
+  bench)
+    bench ops
+    GANKERNELS_CUDA_CLUSTERS=0 "$PYTHON" -m gankernels bench ops --op conditional_batch_norm \
+      --csv "$RESULTS/without_clusters.csv"
+    ;;
   steps) bench steps ;;
   tune) "$PYTHON" -m gankernels tune ;;
 esac

@@ -62,6 +62,7 @@ def doctor() -> dict[str, Any]:
         "forced": {
             "GANKERNELS_IMPL": os.environ.get("GANKERNELS_IMPL"),
             "GANKERNELS_CPU_ISA": os.environ.get("GANKERNELS_CPU_ISA"),
+            "GANKERNELS_CUDA_CLUSTERS": os.environ.get("GANKERNELS_CUDA_CLUSTERS"),
         },
         "verdicts": {
             "path": str(verdicts.path()),

@@ -1,16 +1,7 @@
 // Conditional batch normalisation, order 0, and the size of every order's workspace.
-#include "conditional_batch_norm.cuh"
+#include "conditional_batch_norm_cluster.cuh"
 
 namespace gankernels::conditional_batch_norm::cuda {
-
-// The channel's first value, in the sample whose statistics they are. Means are kept as distances from it: where |mean|
-// >> std they have the size of std, and so have their rounding errors when they are merged.
-template <class T>
-__device__ __forceinline__ Accumulator<T> origin(const Forward& args, int64_t n, int64_t c) {
-  const Problem& p = args.problem;
-  const int64_t stride = p.layout == Layout::kChannelsLast ? 1 : p.l, sample = p.per_sample ? n * p.c * p.l : 0;
-  return static_cast<Accumulator<T>>(static_cast<const T*>(args.x)[sample + c * stride]);
-}
 
 // Bytes: N*C*L elements in (x); out the moments [slices, C] of the tiles. Deviations are taken from a tile's own first
 // pixel: their mean square exceeds the variance of m pixels by at most a factor of m, however far from zero x lies.
@@ -122,6 +113,8 @@ void launch_statistics(Launches& launches, const Forward& args, void* workspace)
 int forward(const Forward& args, void* workspace, void* stream) {
   const Problem& p = args.problem;
   if (!supported(p)) return cudaErrorInvalidValue;
+  Launches in_clusters{stream};
+  if (forward_in_clusters(in_clusters, args)) return in_clusters.error;
   return with_access(p.dtype, p.layout, p.c, p.l, {args.x, args.y}, [&](auto access) {
     return with_activation(p.activation, [&](auto act) -> int {
       using Access = decltype(access);

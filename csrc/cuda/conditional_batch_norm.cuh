@@ -93,20 +93,48 @@ struct Normalization {
 
   template <class Args>
   __device__ Normalization(const Args& args, const Tile& tile) {
-    const Problem& p = args.problem;
-    const A eps = p.eps;
-    const int64_t row = known_row(p, tile.n), statistic = p.statistic(tile.n, tile.c);
+    const A eps = args.problem.eps;
+    const int64_t statistic = args.problem.statistic(tile.n, tile.c);
+    A rstd[kLanes];
 #pragma unroll
     for (int k = 0; k < kLanes; ++k) {
       mean[k] = static_cast<const A*>(args.mean)[statistic + k];
-      const A rstd = reciprocal_deviation(static_cast<const A*>(args.var)[statistic + k], eps);
-      scale[k] = row < 0 ? static_cast<A>(NAN) : static_cast<const A*>(args.gain)[row * p.c + tile.c + k] * rstd;
-      bias[k] = row < 0 ? static_cast<A>(NAN) : static_cast<const A*>(args.bias)[row * p.c + tile.c + k];
+      rstd[k] = reciprocal_deviation(static_cast<const A*>(args.var)[statistic + k], eps);
     }
+    set_row(args, rstd, tile.n, tile.c);
+  }
+
+  // With the statistics at hand.
+  template <class Args>
+  __device__ Normalization(const Args& args, const A (&means)[kLanes], const A (&rstd)[kLanes], int64_t n, int64_t c) {
+#pragma unroll
+    for (int k = 0; k < kLanes; ++k) mean[k] = means[k];
+    set_row(args, rstd, n, c);
   }
 
   __device__ A z(A deviation, int k) const { return std::fma(deviation, scale[k], bias[k]); }
+
+ private:
+  template <class Args>
+  __device__ void set_row(const Args& args, const A (&rstd)[kLanes], int64_t n, int64_t c) {
+    const Problem& p = args.problem;
+    const int64_t row = known_row(p, n);
+#pragma unroll
+    for (int k = 0; k < kLanes; ++k) {
+      scale[k] = row < 0 ? static_cast<A>(NAN) : static_cast<const A*>(args.gain)[row * p.c + c + k] * rstd[k];
+      bias[k] = row < 0 ? static_cast<A>(NAN) : static_cast<const A*>(args.bias)[row * p.c + c + k];
+    }
+  }
 };
+
+// The channel's first value, in the sample whose statistics they are. Means are kept as distances from it: where |mean|
+// >> std they have the size of std, and so have their rounding errors when they are merged.
+template <class T>
+__device__ __forceinline__ Accumulator<T> origin(const Forward& args, int64_t n, int64_t c) {
+  const Problem& p = args.problem;
+  const int64_t stride = p.layout == Layout::kChannelsLast ? 1 : p.l, sample = p.per_sample ? n * p.c * p.l : 0;
+  return static_cast<Accumulator<T>>(static_cast<const T*>(args.x)[sample + c * stride]);
+}
 
 // The threads of the kernels on [N, C]: 32 bytes of channels side by side, the rest across samples.
 constexpr int kFinishX = 8;

@@ -1,5 +1,5 @@
 // Conditional batch normalisation, order 1.
-#include "conditional_batch_norm.cuh"
+#include "conditional_batch_norm_cluster.cuh"
 
 namespace gankernels::conditional_batch_norm::cuda {
 namespace {
@@ -149,9 +149,12 @@ int backward(const Backward& given, void* workspace, void* stream) {
     auto* sums = static_cast<Sums<A, 2>*>(workspace);                        // [N, C]
     auto* terms = reinterpret_cast<BackwardTerms<A>*>(sums + p.n * p.c);     // [statistics]
     auto* partials = reinterpret_cast<Sums<A, 2>*>(terms + p.statistics());  // [N, splits, C]
-    launch_sums<Access, act()>(launches, args, tiling, sums, partials);
+    const bool in_clusters = backward_in_clusters(launches, args, sums);
+    if (in_clusters && !p.labels) return launches.error;  // it has written dgain and dbias
+    if (!in_clusters) launch_sums<Access, act()>(launches, args, tiling, sums, partials);
     launches(backward_terms_kernel<A>, ceil_div<int64_t>(p.statistics(), kFinishX), finish_threads(),
              as_one_sample(args), sums, terms);
+    if (in_clusters) return launches.error;
     launches(backward_kernel<Access, act()>, tiling.blocks, tiling.threads(), args, tiling, terms);
     return launches.error;
   });

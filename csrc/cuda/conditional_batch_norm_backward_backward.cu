@@ -131,7 +131,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
     of_row[k] = row < 0 ? RowTerms<A>{NAN, NAN} : row_terms[row * tiling.c + tile.c + k];
     channel[k] = channel_terms[statistic + k];
   }
-  stream<4>(
+  constexpr int kBatch = kWidth == 8 && kLanes == 1 ? 3 : 4;  // more does not fit the registers
+  stream<kBatch>(
       tile, [&](int64_t offset) { return load_pixels<Access>(args, offset); },
       [&](int64_t offset, const Pixels<T, kWidth>& pixels) {
         Vector<T, kWidth> ddys, dxs;

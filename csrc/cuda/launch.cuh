@@ -37,10 +37,20 @@ struct Launches {
       error = cudaErrorInvalidConfiguration;
       return;
     }
+    launch(config(blocks, threads), kernel, args...);
+  }
+
+  cudaLaunchConfig_t config(int64_t blocks, dim3 threads) const {
     cudaLaunchConfig_t config = {};
     config.gridDim = dim3(static_cast<unsigned>(blocks));
     config.blockDim = threads;
     config.stream = static_cast<cudaStream_t>(stream);
+    return config;
+  }
+
+  template <class... Parameters>
+  void launch(const cudaLaunchConfig_t& config, void (*kernel)(Parameters...), std::common_type_t<Parameters>... args) {
+    if (error != cudaSuccess) return;
     error = cudaLaunchKernelEx(&config, kernel, args...);
     const cudaError_t last = cudaGetLastError();  // asked in any case, since asking clears it
     if (error == cudaSuccess) error = last;

@@ -6,6 +6,7 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <cstring>
 #include <initializer_list>
 #include <type_traits>
 
@@ -32,8 +33,20 @@ __device__ __forceinline__ Vector<T, kWidth> load(const T* from) {
   return *reinterpret_cast<const Vector<T, kWidth>*>(from);
 }
 
+// To global memory.
 template <int kWidth, class T>
 __device__ __forceinline__ void store(T* to, const Vector<T, kWidth>& vector) {
+#ifdef __CUDA_ARCH__
+  // Spelt out: nvcc 13.0 splits some plain stores of elements of 2 bytes into stores of 4 bytes.
+  if constexpr (sizeof(T) == 2 && sizeof(vector) == sizeof(uint4)) {
+    uint4 words;
+    std::memcpy(&words, &vector, sizeof words);
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "r"(words.x),
+                 "r"(words.y), "r"(words.z), "r"(words.w)
+                 : "memory");
+    return;
+  }
+#endif
   *reinterpret_cast<Vector<T, kWidth>*>(to) = vector;
 }
 

@@ -200,12 +200,12 @@ void check_samples(const Device& device) {
 
 // One bad pixel spoils its channel where it enters the statistics, itself where it does not, and nothing else.
 template <class T, class Device>
-void check_special_values(const Device& device) {
+void check_special_values(const Device& device, size_t c = 3, size_t l = 50) {
   for (Layout layout : {Layout::kContiguous, Layout::kChannelsLast}) {
     for (double special : {std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity()}) {
       for (bool batch_statistics : {true, false}) {
-        const Case k = {2, 3, 50, layout, Activation::kRelu, batch_statistics, 0};
-        const size_t bad = 70;  // in channel 1 of sample 0
+        const Case k = {2, c, l, layout, Activation::kRelu, batch_statistics, 0};
+        const size_t bad = l + 20;  // in channel 1 of sample 0
         Inputs in = random_inputs<T>(k);
         in.gain[1] = 1;
         in.x[bad] = special;

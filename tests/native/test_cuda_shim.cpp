@@ -1,4 +1,5 @@
 // The shim itself: it must catch what it is there to catch.
+#include <cooperative_groups.h>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
@@ -73,6 +74,45 @@ void check_shuffles() {
   }
 }
 
+// Every block of a cluster reads what the next has written; out has a number for each thread.
+template <bool kLastBarrier>
+__global__ void cluster_kernel(float* out) {
+  GK_SHARED(float, fixed, 32);
+  GK_DYNAMIC_SHARED(float, dynamic);
+  auto cluster = cooperative_groups::this_cluster();
+  const unsigned rank = cluster.block_rank(), next = (rank + 1) % cluster.num_blocks(), thread = threadIdx.x;
+  fixed[thread] = static_cast<float>(blockIdx.x);
+  dynamic[thread] = static_cast<float>(thread);
+  cluster.sync();
+  out[blockIdx.x * 32 + thread] =
+      100 * cluster.map_shared_rank(fixed, next)[31 - thread] + *cluster.map_shared_rank(&dynamic[thread], next);
+  if (kLastBarrier) cluster.sync();
+}
+
+void check_clusters() {
+  for (Order order : {Order::kForward, Order::kReversed}) {
+    cuda_shim::order = order;
+    for (unsigned size : {1u, 2u, 8u}) {
+      cudaLaunchAttribute attribute = {cudaLaunchAttributeClusterDimension, {{size, 1, 1}}};
+      const cudaLaunchConfig_t config = {3 * size, 32, 32 * sizeof(float), nullptr, &attribute, 1};
+      Guarded<float> right(3 * size * 32), racing(3 * size * 32);
+      CHECK(cudaLaunchKernelEx(&config, cluster_kernel<true>, right.data()) == cudaSuccess, "cluster of %u", size);
+      CHECK(cudaLaunchKernelEx(&config, cluster_kernel<false>, racing.data()) == cudaSuccess, "cluster of %u", size);
+      int wrong = 0;
+      for (unsigned i = 0; i < 3 * size * 32; ++i) {
+        const unsigned block = i / 32, next = block / size * size + (block + 1) % size;
+        CHECK(right[i] == static_cast<float>(100 * next + i % 32), "cluster of %u, at %u: %g", size, i, right[i]);
+        wrong += std::isnan(racing[i]);
+      }
+      CHECK((wrong > 0) == (size > 1), "cluster of %u: reading a block that has ended went unseen", size);
+      attribute.val.clusterDim.x = 4 * size;
+      CHECK(cudaLaunchKernelEx(&config, cluster_kernel<true>, right.data()) == cudaErrorInvalidConfiguration,
+            "a grid of no whole clusters");
+    }
+  }
+  cuda_shim::order = Order::kForward;
+}
+
 // Every finite value survives, and what lies halfway between two goes to the even one.
 template <class T>
 void check_conversions() {
@@ -108,6 +148,7 @@ void check_guards() {
 int main() {
   check_barriers();
   check_shuffles();
+  check_clusters();
   check_conversions<__nv_bfloat16>();
   check_conversions<__half>();
   check_guards();

@@ -15,11 +15,14 @@ LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channel
 layouts = pytest.mark.parametrize("layout", LAYOUTS)
 
 
-@pytest.fixture(params=["cuda", "triton"])
-def impl(request: pytest.FixtureRequest) -> str:
-    if why_not := dispatch.unavailable("conditional_batch_norm", request.param, "cuda"):
+@pytest.fixture(params=["cuda", "cuda without clusters", "triton"])
+def impl(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    impl, _, without_clusters = request.param.partition(" ")
+    if why_not := dispatch.unavailable("conditional_batch_norm", impl, "cuda"):
         pytest.skip(why_not)
-    return request.param
+    if without_clusters:
+        monkeypatch.setenv("GANKERNELS_CUDA_CLUSTERS", "0")
+    return impl
 
 
 class Step:
@@ -32,7 +35,7 @@ class Step:
             drawn = torch.randn(shape, generator=generator)
             return (drawn.contiguous(memory_format=LAYOUTS[layout]) if len(shape) == 4 else drawn).to(device)
 
-        # Split between blocks, so that every kernel runs and the workspace is in use.
+        # Split between blocks, so that every kernel runs and the workspace is in use; and for clusters of eight.
         n, c, h, w = 4, 24, 64, 64
         self.impl = impl
         self.x, self.dy, self.ddx = random(n, c, h, w), random(n, c, h, w), random(n, c, h, w)

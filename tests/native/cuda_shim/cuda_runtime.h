@@ -1,5 +1,6 @@
-// As much of CUDA's runtime as csrc/cuda uses, for running its kernels on the host: the threads of a block are fibers,
-// switched at barriers and shuffles in an order that a test chooses. One block runs at a time, on one host thread.
+// As much of CUDA's runtime as csrc/cuda uses, for running its kernels on the host: the threads of a cluster of blocks
+// are fibers, switched at barriers and shuffles in an order that a test chooses. One cluster (by default of one block)
+// runs at a time, on one host thread.
 #pragma once
 
 #include <algorithm>
@@ -22,7 +23,16 @@ struct dim3 {
 enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorInvalidConfiguration = 9 };
 using cudaStream_t = struct CUstream_st*;
 
-struct cudaLaunchAttribute;
+enum cudaLaunchAttributeID { cudaLaunchAttributeClusterDimension = 4 };
+union cudaLaunchAttributeValue {
+  struct {
+    unsigned x, y, z;
+  } clusterDim;
+};
+struct cudaLaunchAttribute {
+  cudaLaunchAttributeID id;
+  cudaLaunchAttributeValue val;
+};
 struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;
   size_t dynamicSmemBytes;
@@ -35,17 +45,33 @@ inline dim3 gridDim, blockDim, blockIdx, threadIdx;
 
 namespace cuda_shim {
 
-// The order in which blocks, and the threads of a block, are given their turns. What depends on it is a race.
+// The order in which clusters, and the threads of a cluster, are given their turns. What depends on it is a race.
 enum class Order { kForward, kReversed };
 inline Order order = Order::kForward;
 
+// What the current device answers when it is asked. `clusters`: how many it can run at once.
+struct Device {
+  int number, major, clusters;
+};
+inline Device device = {0, 8, 0};
+
+inline int launches = 0;  // so far
+
 // Runs `thread` once for every thread of the grid. Ends the process with a message on a barrier that some threads of
-// its block (or lanes of its warp) never reach.
+// its cluster or block (or lanes of its warp) never reach.
 cudaError_t run(const cudaLaunchConfig_t& config, const std::function<void()>& thread);
 
-// Shared memory of the running block, of which `key` names a part; filled with NaN before each block.
+// Shared memory of the running block, of which `key` names a part; filled with NaN before the block, and after it while
+// others of its cluster run. Behind the dynamic part lies a page that traps.
 void* shared(const void* key, size_t bytes);
 void* dynamic_shared();
+
+unsigned cluster_rank();
+unsigned cluster_blocks();
+void arrive_cluster();
+void wait_cluster();
+// What stands where `own` does, in the shared memory of another block of the cluster.
+void* shared_of(const void* own, unsigned rank);
 
 void sync_block();
 void sync_warp(unsigned mask);
@@ -111,6 +137,36 @@ T atomicAdd(T* address, T value) {
 }
 
 inline cudaError_t cudaGetLastError() {
+  return cudaSuccess;
+}
+
+inline cudaError_t cudaGetDevice(int* number) {
+  *number = cuda_shim::device.number;
+  return cudaSuccess;
+}
+
+enum cudaDeviceAttr { cudaDevAttrComputeCapabilityMajor = 75, cudaDevAttrMaxSharedMemoryPerBlockOptin = 97 };
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  *value = attribute == cudaDevAttrComputeCapabilityMajor ? cuda_shim::device.major : 227 << 10;
+  return cudaSuccess;
+}
+
+struct cudaFuncAttributes {
+  size_t sharedSizeBytes;
+  int ptxVersion;
+};
+inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
+  *attributes = {16 << 10, 10 * cuda_shim::device.major};
+  return cudaSuccess;
+}
+
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
+inline cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int) {
+  return cudaSuccess;
+}
+
+inline cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, const void*, const cudaLaunchConfig_t*) {
+  *clusters = cuda_shim::device.clusters;
   return cudaSuccess;
 }
 
