@@ -141,7 +141,8 @@ class SpectralNormGroup:
         """
         self.refresh()
         try:
-            entries = self._compute(list(self._names), self._names)
+            # Unwatched: a hook is shown the cotangents, and what is shown to others is not written to.
+            entries = self._compute(list(self._names), self._names, watch=False)
             self._commit(entries.items())
             for norm, entry in entries.items():
                 norm._held = entry.y
@@ -213,7 +214,9 @@ class SpectralNormGroup:
             self._commit(entries.items())
             self._entries.update({norm: entry._replace(served=True) for norm, entry in entries.items()})
 
-    def _compute(self, norms: Sequence[SpectralNorm], to_iterate: Iterable[SpectralNorm]) -> dict[SpectralNorm, _Entry]:
+    def _compute(
+        self, norms: Sequence[SpectralNorm], to_iterate: Iterable[SpectralNorm], *, watch: bool = True
+    ) -> dict[SpectralNorm, _Entry]:
         """One call for all norms that share a dtype, a device and their numbers: usually all."""
         to_iterate = set(to_iterate)
         buckets: dict[tuple[Any, ...], list[SpectralNorm]] = {}
@@ -238,7 +241,8 @@ class SpectralNormGroup:
                 impl=self.impl,
             )
             call = _Call()
-            _watch_backward(y, call)
+            if watch:
+                _watch_backward(y, call)
             for i, (norm, weight) in enumerate(zip(members, weights, strict=True)):
                 if y[i].dim() == 4:
                     keep_folds(y[i])
