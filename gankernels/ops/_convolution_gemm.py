@@ -49,11 +49,11 @@ def is_faster(
     channels, numbers = weight_size[0], math.prod(weight_size)
     pixels = small_size[0] * small_size[2] * small_size[3]
     pointwise = is_pointwise(weight_size, stride, padding)
-    few_pixels = channels_last and 4 * pixels <= channels
     if what == "big":
-        return (channels_last and pointwise) or (few_pixels and numbers >= 1 << 24)
+        return channels_last and (pointwise or (numbers >= 1 << 24 and 4 * pixels <= channels))
     if what == "small":
-        return few_pixels and numbers >= 1 << (22 if min(stride) > 1 else 23)
+        least, share = (22, 4) if min(stride) > 1 else (23, 3)
+        return channels_last and numbers >= 1 << least and share * pixels <= channels
     if numbers >= 1 << (22 if channels_last else 23) and pixels <= 2 * channels:
         return True
     if not (_HAS_SLOW_WEIGHT_GRADIENT and channels_last):
