@@ -2,6 +2,7 @@
 // Triton family. Weights that no gradient reaches, or that want none, cost nothing: each formula picks the others.
 #include <ATen/TensorSubclassLikeUtils.h>
 #include <ATen/ops/stack.h>
+#include <torch/csrc/autograd/variable.h>
 
 #include "autograd.h"
 
@@ -98,9 +99,10 @@ class Saved {
 // Whether dW may take the place of dy: nothing else can see dy's memory, which torch has allocated, and every number of
 // it lies where the same number of the weight does. AccumulateGrad has the same rule for keeping a gradient as it is.
 bool may_overwrite(const Tensor& dy, const Tensor& weight) {
-  return dy.use_count() == 1 && dy.layout() == at::kStrided && !at::isTensorSubclassLike(dy) && !dy.is_neg() &&
-         dy.storage().use_count() == 1 && dy.storage().resizable() && dy.scalar_type() == weight.scalar_type() &&
-         dy.sizes() == weight.sizes() && dy.strides() == weight.strides() && weight.is_non_overlapping_and_dense();
+  return torch::autograd::impl::is_tensor_stealable(dy) && dy.layout() == at::kStrided &&
+         !at::isTensorSubclassLike(dy) && !dy.is_neg() && dy.storage().use_count() == 1 && dy.storage().resizable() &&
+         dy.scalar_type() == weight.scalar_type() && dy.sizes() == weight.sizes() && dy.strides() == weight.strides() &&
+         weight.is_non_overlapping_and_dense();
 }
 
 struct Forward : Function<Forward> {

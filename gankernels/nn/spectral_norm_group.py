@@ -137,13 +137,11 @@ class SpectralNormGroup:
         """Compute all weights now (iterating once, in training), and use them for every forward in this block.
 
         For steps that ``torch.compile`` has compiled or a CUDA graph captures, and for the least memory: behind the
-        block only the graph keeps a normalised weight, and gradients can take the memory of their cotangents. Nothing
-        is checked inside: change no weight in the block.
+        block only the graph keeps a normalised weight. Nothing is checked inside: change no weight in the block.
         """
         self.refresh()
         try:
-            # Unwatched: a hook is shown the cotangents, and what is shown to others is not written to.
-            entries = self._compute(list(self._names), self._names, watch=False)
+            entries = self._compute(list(self._names), self._names)
             self._commit(entries.items())
             for norm, entry in entries.items():
                 norm._held = entry.y
@@ -215,9 +213,7 @@ class SpectralNormGroup:
             self._commit(entries.items())
             self._entries.update({norm: entry._replace(served=True) for norm, entry in entries.items()})
 
-    def _compute(
-        self, norms: Sequence[SpectralNorm], to_iterate: Iterable[SpectralNorm], *, watch: bool = True
-    ) -> dict[SpectralNorm, _Entry]:
+    def _compute(self, norms: Sequence[SpectralNorm], to_iterate: Iterable[SpectralNorm]) -> dict[SpectralNorm, _Entry]:
         """One call for all norms that share a dtype, a device and their numbers: usually all."""
         to_iterate = set(to_iterate)
         buckets: dict[tuple[Any, ...], list[SpectralNorm]] = {}
@@ -242,8 +238,7 @@ class SpectralNormGroup:
                 impl=self.impl,
             )
             call = _Call()
-            if watch:
-                _watch_backward(y, call)
+            _watch_backward(y, call)
             for i, (norm, weight) in enumerate(zip(members, weights, strict=True)):
                 if y[i].dim() == 4:
                     keep_folds(y[i])
