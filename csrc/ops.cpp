@@ -46,6 +46,9 @@ TORCH_LIBRARY(gankernels, m) {
       "spectral_norm_backward(Tensor[] dy, Tensor[] weights, Tensor[] u, Tensor[] v, Tensor sigma, int[] dims) "
       "-> Tensor[] dweights");
   m.def(
+      "spectral_norm_backward_(Tensor(a!)[] dy, Tensor[] weights, Tensor[] u, Tensor[] v, Tensor sigma, int[] dims) "
+      "-> ()");
+  m.def(
       "spectral_norm_backward_backward(Tensor[] ddweights, Tensor[] dy, Tensor[] weights, Tensor[] u, Tensor[] v, "
       "Tensor sigma, int[] dims) -> (Tensor[] ddy, Tensor[] dweights)");
 }

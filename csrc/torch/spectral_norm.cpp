@@ -138,8 +138,10 @@ std::tuple<Tensors, Tensors, Tensors, Tensor> forward(at::TensorList weights, at
   return {y, u, v, sigma};
 }
 
-Tensors backward(at::TensorList dy, at::TensorList weights, at::TensorList u, at::TensorList v, const Tensor& sigma_,
-                 at::IntArrayRef dims) {
+// dw[i] is made in dy[i] itself where `in_place` says so: each number of it depends on that number of dy and on sums
+// that are complete before the first is written.
+Tensors differentiate(at::TensorList dy, at::TensorList weights, at::TensorList u, at::TensorList v,
+                      const Tensor& sigma_, at::IntArrayRef dims, bool in_place) {
   check_counts(weights, {{"dy", dy.size()}, {"u", u.size()}, {"v", v.size()}, {"dims", dims.size()}});
   const at::ScalarType out_dtype = dy[0].scalar_type();
   const Options options = options_of(weights[0], out_dtype, 0, 0);
@@ -148,14 +150,26 @@ Tensors backward(at::TensorList dy, at::TensorList weights, at::TensorList u, at
   std::vector<Backward> layers;
   for (size_t i = 0; i < weights.size(); ++i) {
     const Tensor w = dense(weights[i], dims[i]), dy_ = like("dy", i, dy[i], w, out_dtype);
+    TORCH_CHECK(!in_place || (dy_.is_same(dy[i]) && out_dtype == w.scalar_type()), "dy[", i,
+                "]: got another dtype or other strides than weights[", i, "]'s, expected the same to write to it");
     const Vectors x(i, u[i], v[i], w, dims[i]);
-    dw.push_back(empty_like_pixels(w));
+    dw.push_back(in_place ? dy_ : empty_like_pixels(w));
     layers.push_back({matrix_of(w, dims[i]), dy_.const_data_ptr(), w.const_data_ptr(), x.u.const_data_ptr(),
                       x.v.const_data_ptr(), element(sigma, i), dw[i].mutable_data_ptr()});
     kept.insert(kept.end(), {w, dy_, x.u, x.v});
   }
   launch(options, layers, weights[0]);
   return dw;
+}
+
+Tensors backward(at::TensorList dy, at::TensorList weights, at::TensorList u, at::TensorList v, const Tensor& sigma,
+                 at::IntArrayRef dims) {
+  return differentiate(dy, weights, u, v, sigma, dims, /*in_place=*/false);
+}
+
+void backward_in_place(at::TensorList dy, at::TensorList weights, at::TensorList u, at::TensorList v,
+                       const Tensor& sigma, at::IntArrayRef dims) {
+  differentiate(dy, weights, u, v, sigma, dims, /*in_place=*/true);
 }
 
 std::tuple<Tensors, Tensors> backward_backward(at::TensorList ddweights, at::TensorList dy, at::TensorList weights,
@@ -187,6 +201,7 @@ std::tuple<Tensors, Tensors> backward_backward(at::TensorList ddweights, at::Ten
 void register_ops(torch::Library& m) {
   m.impl("spectral_norm_forward", forward);
   m.impl("spectral_norm_backward", backward);
+  m.impl("spectral_norm_backward_", backward_in_place);
   m.impl("spectral_norm_backward_backward", backward_backward);
 }
 

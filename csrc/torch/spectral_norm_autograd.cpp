@@ -1,6 +1,8 @@
 // The autograd formulas of spectral_norm, orders 1 and 2. gankernels/ops/spectral_norm/op.py has the same for the
 // Triton family. Weights that no gradient reaches, or that want none, cost nothing: each formula picks the others.
+#include <ATen/TensorSubclassLikeUtils.h>
 #include <ATen/ops/stack.h>
+#include <torch/csrc/autograd/variable.h>
 
 #include "autograd.h"
 
@@ -32,6 +34,12 @@ Tensors backward_op(TensorList dy, TensorList weights, const State& s) {
   static const auto call = op<Tensors(TensorList, TensorList, TensorList, TensorList, const Tensor&, at::IntArrayRef)>(
       "gankernels::spectral_norm_backward");
   return call.call(dy, weights, s.u, s.v, s.sigma, s.dims);
+}
+
+void backward_op_(TensorList dy, TensorList weights, const State& s) {
+  static const auto call = op<void(TensorList, TensorList, TensorList, TensorList, const Tensor&, at::IntArrayRef)>(
+      "gankernels::spectral_norm_backward_");
+  call.call(dy, weights, s.u, s.v, s.sigma, s.dims);
 }
 
 Pair backward_backward_op(TensorList ddweights, TensorList dy, TensorList weights, const State& s) {
@@ -88,6 +96,15 @@ class Saved {
   std::vector<size_t> indices_;
 };
 
+// Whether dW may take the place of dy: nothing else can see dy's memory, which torch has allocated, and every number of
+// it lies where the same number of the weight does. AccumulateGrad has the same rule for keeping a gradient as it is.
+bool may_overwrite(const Tensor& dy, const Tensor& weight) {
+  return torch::autograd::impl::is_tensor_stealable(dy) && dy.layout() == at::kStrided &&
+         !at::isTensorSubclassLike(dy) && !dy.is_neg() && dy.storage().use_count() == 1 && dy.storage().resizable() &&
+         dy.scalar_type() == weight.scalar_type() && dy.sizes() == weight.sizes() && dy.strides() == weight.strides() &&
+         weight.is_non_overlapping_and_dense();
+}
+
 struct Forward : Function<Forward> {
   // u, v and sigma leave by `all`: they get no cotangents; sigma's path is part of the weight's.
   static variable_list forward(AutogradContext* ctx, TensorList weights, const std::function<Results()>& run,
@@ -99,13 +116,24 @@ struct Forward : Function<Forward> {
     return y;
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& dy) {
-    std::vector<size_t> indices;
-    for (size_t i = 0; i < dy.size(); ++i)
-      if (dy[i].defined() && ctx->needs_input_grad(i)) indices.push_back(i);
+    std::vector<size_t> in_place, others;
+    const variable_list saved = ctx->get_saved_variables();
+    for (size_t i = 0; i < dy.size(); ++i) {
+      if (!dy[i].defined() || !ctx->needs_input_grad(i)) continue;
+      const bool own = !at::GradMode::is_enabled() && may_overwrite(dy[i], saved[i]);
+      (own ? in_place : others).push_back(i);
+    }
     variable_list gradients(dy.size() + 3);
-    if (indices.empty()) return gradients;
-    const Saved saved(ctx, std::move(indices));
-    saved.put(backward_op(saved.pick(dy), saved.list(0), saved.state(1)), gradients, 0);
+    if (!in_place.empty()) {
+      const Saved picked(ctx, std::move(in_place));
+      const Tensors dw = picked.pick(dy);
+      backward_op_(dw, picked.list(0), picked.state(1));
+      picked.put(dw, gradients, 0);
+    }
+    if (!others.empty()) {
+      const Saved picked(ctx, std::move(others));
+      picked.put(backward_op(picked.pick(dy), picked.list(0), picked.state(1)), gradients, 0);
+    }
     return gradients;
   }
 };

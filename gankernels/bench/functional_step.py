@@ -38,7 +38,7 @@ class Networks:
     """A preset's networks without the numbers in them, on the meta device: what is done with those that are given.
 
     Their layers are freed of their spectral norms, which stand apart: each is taken once a step and outside autocast,
-    as the trainer takes it, however often the discriminator is called.
+    however often the discriminator is called, and let go of behind the forwards, as the trainer has it.
     """
 
     generator: GeneratorModule
@@ -179,13 +179,16 @@ def run(
     # Running statistics and the vectors of spectral norms move within a step: it has its own.
     buffers = {name: tensor.detach().clone() for name, tensor in zip(players.buffers, state[count:], strict=True)}
     given = {**weights, **buffers}
-    take_spectral_norms(given, players.norms)
+    # The player whose forwards are running, with its normalised weights: after them, only the graph keeps any.
+    held: dict[str, dict[str, Tensor]] = {}
 
     def call(player: nn.Module, prefix: str, *args: Tensor) -> Tensor:
-        own = {name.removeprefix(prefix): tensor for name, tensor in given.items() if name.startswith(prefix)}
+        if prefix not in held:
+            held.clear()
+            held[prefix] = _own(prefix, given, players.norms)
         half = real.dtype in _HALF
         with torch.autocast(real.device.type, dtype=real.dtype) if half else contextlib.nullcontext():
-            return full(functional_call(player, own, args, strict=True))
+            return full(functional_call(player, held[prefix], args, strict=True))
 
     game = Game(
         full(real),
@@ -202,7 +205,15 @@ def run(
         value = step.engine(game)
         return [value, *(torch.zeros_like(tensor) if tensor.grad is None else tensor.grad for tensor in updated)]
     value = step.loss(game)
+    held.clear()
     return [value.detach(), *torch.autograd.grad(value, updated)]
+
+
+def _own(prefix: str, given: Mapping[str, Tensor], norms: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """What a player's forward takes, without the prefix: its buffers and its weights, normalised where they are."""
+    own = {name: tensor for name, tensor in given.items() if name.startswith(prefix)}
+    take_spectral_norms(own, {name: norm for name, norm in norms.items() if name.startswith(prefix)})
+    return {name.removeprefix(prefix): tensor for name, tensor in own.items()}
 
 
 def take_spectral_norms(given: dict[str, Tensor], norms: Mapping[str, nn.Module]) -> None:

@@ -33,9 +33,10 @@ R3GAN_WEIGHT = 0.05
 
 
 def _d(game: Game) -> Tensor:
+    fake = game.fake()
     if game.apart:
-        return game.loss.d(game.judge(game.real, game.y), game.judge(game.fake(), game.y))
-    return game.loss.d(*game.judge(torch.cat([game.real, game.fake()]), game.y.repeat(2)).chunk(2))
+        return game.loss.d(game.judge(game.real, game.y), game.judge(fake, game.y))
+    return game.loss.d(*game.judge(torch.cat([game.real, fake]), game.y.repeat(2)).chunk(2))
 
 
 def _g(game: Game) -> Tensor:
@@ -49,8 +50,8 @@ def _g(game: Game) -> Tensor:
 
 def _r1(game: Game) -> Tensor:
     """Mescheder et al., arXiv 1801.04406, equation 9, by double backprop; the loss and the penalty share a forward."""
-    x = game.real.detach().requires_grad_()
-    real, fake = game.judge(x, game.y), game.judge(game.fake(), game.y)
+    generated, x = game.fake(), game.real.detach().requires_grad_()
+    real, fake = game.judge(x, game.y), game.judge(generated, game.y)
     (gradient,) = torch.autograd.grad(real.sum(), x, create_graph=True)
     return game.loss.d(real, fake) + R1_WEIGHT * gradient.square().sum((1, 2, 3)).mean() / 2
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 from gankernels.errors import InputError
+from gankernels.models.attention import SelfAttention
 from gankernels.nn import (
     BatchNorm2d,
     BiasAct,
@@ -145,6 +146,13 @@ class StockResBlockDown(ResBlockDown):
         return h + self.skip(F.avg_pool2d(x, 2) if self.downsample else x)
 
 
+class StockSelfAttention(SelfAttention):
+    """PyTorch's attention."""
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(query[:, None], key[:, None], value[:, None], scale=1.0).squeeze(1)
+
+
 class StockBiasAct(BiasAct):
     """The bias, the activation, gain and clamp."""
 
@@ -171,6 +179,7 @@ _STOCK: dict[type[nn.Module], type[nn.Module]] = {
     ResBlockUp: StockResBlockUp,
     ResBlockDown: StockResBlockDown,
     BiasAct: StockBiasAct,
+    SelfAttention: StockSelfAttention,
     SpectralNorm: parametrizations._SpectralNorm,
 }
 

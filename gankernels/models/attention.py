@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from gankernels.errors import InputError
 from gankernels.nn import Conv2d
+from gankernels.ops._attention import attention
 
 
 class SelfAttention(nn.Module):
@@ -38,15 +39,17 @@ class SelfAttention(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
-        query = _pixels(self.theta(x))  # [N, 1, H W, C / 8]
-        key = _pixels(F.max_pool2d(self.phi(x), 2))  # [N, 1, H W / 4, C / 8]
-        value = _pixels(F.max_pool2d(self.g(x), 2))  # [N, 1, H W / 4, C / 2]
+        query = _pixels(self.theta(x))  # [N, H W, C / 8]
+        key = _pixels(F.max_pool2d(self.phi(x), 2))  # [N, H W / 4, C / 8]
+        value = _pixels(F.max_pool2d(self.g(x), 2))  # [N, H W / 4, C / 2]
         # o_j = sum_i softmax_i(theta_j . phi_i) g_i: equations 1 and 2, without the 1 / sqrt(d) of transformers.
-        attended = F.scaled_dot_product_attention(query, key, value, scale=1.0)
-        h = attended.squeeze(1).mT.unflatten(2, x.shape[2:])  # [N, C / 2, H, W]
+        h = self._attend(query, key, value).mT.unflatten(2, x.shape[2:])  # [N, C / 2, H, W]
         return x + self.gamma * self.o(h)  # equation 3
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return attention(query, key, value)
 
 
 def _pixels(x: Tensor) -> Tensor:
-    """[N, C, H, W] -> [N, 1, H W, C], one head; of a tensor in channels_last a view."""
-    return x.flatten(2).mT.unsqueeze(1)
+    """[N, C, H, W] -> [N, H W, C]; of a tensor in channels_last a view."""
+    return x.flatten(2).mT

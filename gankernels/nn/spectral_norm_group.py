@@ -136,8 +136,8 @@ class SpectralNormGroup:
     def hold(self) -> Iterator[None]:
         """Compute all weights now (iterating once, in training), and use them for every forward in this block.
 
-        For steps that ``torch.compile`` has compiled or a CUDA graph captures. Nothing is checked inside: change no
-        weight in the block.
+        For steps that ``torch.compile`` has compiled or a CUDA graph captures, and for the least memory: behind the
+        block only the graph keeps a normalised weight. Nothing is checked inside: change no weight in the block.
         """
         self.refresh()
         try:

@@ -52,9 +52,10 @@ def is_faster(
     pixels = small_size[0] * small_size[2] * small_size[3]
     pointwise = is_pointwise(weight_size, stride, padding)
     if what == "big":
-        return channels_last and pointwise
+        return channels_last and (pointwise or (numbers >= 1 << 24 and 4 * pixels <= channels))
     if what == "small":
-        return channels_last and min(stride) > 1 and numbers >= 1 << 22 and 4 * pixels <= channels
+        least, share = (22, 4) if min(stride) > 1 else (23, 3)
+        return channels_last and numbers >= 1 << least and share * pixels <= channels
     if numbers >= 1 << (22 if channels_last else 23) and pixels <= 2 * channels:
         return True
     if not (_HAS_SLOW_WEIGHT_GRADIENT and channels_last):
@@ -98,20 +99,54 @@ def small(
     return y.view(n, height, width, channels).permute(0, 3, 1, 2)
 
 
-def big(small: Tensor, weight: Tensor, bias: Tensor | None, *, channels_last: bool) -> Tensor:
-    """bias[c'] + the sum over c of weight[c, c', k, l] small[n, c, i, j], [N, C', H KH, W KW].
+def big(
+    small: Tensor,  # [N, C, H, W]
+    weight: Tensor,  # [C, C', KH, KW]
+    bias: Tensor | None,  # [C']
+    size: Sequence[int],  # N, C', H', W'
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    *,
+    channels_last: bool,
+) -> Tensor:
+    """bias[c'] + the sum over c and all (i, k), (j, l) that meet the pixel of weight[c, c', k, l] small[n, c, i, j].
 
-    For :func:`is_single`, and in channels_last for :func:`is_pointwise`. ``channels_last`` is the layout of the
-    operands and of the result.
+    Like :func:`small`'s, i and k meet at s i + d k - p. The result is [N, C', H', W'] in the layout of the operands,
+    which ``channels_last`` says; a contiguous one is for :func:`is_single`. Memory: the result once for each tap, but
+    for :func:`is_single` and :func:`is_pointwise`.
     """
     n, _, height, width = small.shape
-    _, channels, rows, columns = weight.shape
-    y = small.permute(0, 2, 3, 1).reshape(-1, small.shape[1]) @ _matrix(weight, channels_last)
-    if channels_last:
-        y = y.view(n, height * rows, width * columns, channels).permute(0, 3, 1, 2)
+    _, channels, *taps = weight.shape
+    columns = small.permute(0, 2, 3, 1).reshape(-1, small.shape[1]) @ _matrix(weight, channels_last)
+    if not channels_last:
+        y = columns.view(n, channels, *taps)
+    elif is_pointwise(weight.shape, stride, padding) or is_single(weight.shape, small.shape, size, padding):
+        y = columns.view(n, height * taps[0], width * taps[1], channels).permute(0, 3, 1, 2)
     else:
-        y = y.view(n, channels, rows, columns)
+        y = _summed(columns.view(n, height, width, *taps, channels), size, stride, padding, dilation)
     return y if bias is None else y.add_(bias[:, None, None])
+
+
+def _summed(
+    columns: Tensor,  # [N, H, W, KH, KW, C']
+    size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    """The transpose of :func:`_columns`: each pixel's sum over the taps that meet it, channels_last."""
+    n, height, width, *taps, channels = columns.shape
+    (bottom, right), (top, left) = size[2:], padding
+    # 16 bits would be rounded once a tap.
+    full = torch.promote_types(columns.dtype, torch.float32)
+    padded = columns.new_zeros(n, bottom + 2 * top, right + 2 * left, channels, dtype=full)
+    for k, row in enumerate(range(0, dilation[0] * taps[0], dilation[0])):
+        rows = slice(row, row + stride[0] * (height - 1) + 1, stride[0])
+        for tap, column in enumerate(range(0, dilation[1] * taps[1], dilation[1])):
+            padded[:, rows, column : column + stride[1] * (width - 1) + 1 : stride[1]] += columns[:, :, :, k, tap]
+    y = padded[:, top : top + bottom, left : left + right]
+    return y.to(columns.dtype).contiguous().permute(0, 3, 1, 2)
 
 
 def weight_gradient(

@@ -153,7 +153,7 @@ class _Run:
         if to_big:
             if not self.by_product("big", weight.shape, picture.shape, size, geometry):
                 return None
-            return gemm.big(picture, weight, bias, channels_last=self.channels_last)
+            return gemm.big(picture, weight, bias, size, *geometry[:3], channels_last=self.channels_last)
         if not self.by_product("small", weight.shape, size, picture.shape, geometry):
             return None
         return gemm.small(picture, weight, bias, size, *geometry[:3], channels_last=self.channels_last)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import functools
+import weakref
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch.nn.utils import parametrize
 
 import gankernels
 from gankernels import dispatch, models, ops
-from gankernels.bench import steps
+from gankernels.bench import functional_step, steps
 from gankernels.bench.stock import to_stock
 from gankernels.errors import InputError
 from gankernels.losses import hinge_d, hinge_g
@@ -235,6 +236,34 @@ def test_stock_and_ours_agree_and_every_repetition_is_the_same(declared, memory_
     assert all(torch.equal(got, want) for got, want in zip(again, stock, strict=True))
     assert all(torch.equal(now, then) for now, then in zip(tensors, before, strict=True)), "no input is changed"
     assert not any(t.requires_grad for t in stock)
+
+
+@pytest.mark.parametrize("op", ["d_step", "g_step", "d_step_r1", "d_step_wgan_gp"])
+def test_spectral_norms_are_taken_once_and_not_held(op, monkeypatch):
+    case = steps.make_case("tiny", "biggan-32", 2, **TINY)
+    step = next(step for step in steps.CASES if step.op == op)
+    declared = steps.make_benchmark(step, [case])
+    drawn = declared.place(
+        declared.inputs(case, torch.Generator().manual_seed(0)), torch.float64, torch.contiguous_format
+    )
+    taken, alive = {}, []
+    take, grad = functional_step.take_spectral_norms, torch.autograd.grad
+
+    def watched(own, norms):
+        take(own, norms)
+        (player,) = {name.partition(".")[0] for name in norms}
+        assert player not in taken
+        taken[player] = [weakref.ref(own[name]) for name in norms]
+
+    def asked(*args, **keywords):
+        alive.append([player for player, normalised in taken.items() if any(ref() is not None for ref in normalised)])
+        return grad(*args, **keywords)
+
+    monkeypatch.setattr(functional_step, "take_spectral_norms", watched)
+    monkeypatch.setattr(torch.autograd, "grad", asked)
+    declared.stock(case, *drawn)
+    assert set(taken) == {"generator", "discriminator"}
+    assert ("generator" in alive[-1]) is (op == "g_step"), "what the graph of the update keeps"
 
 
 @every_step

@@ -155,6 +155,17 @@ struct Weight {
   sn::Backward backward() {
     return {m, dy_->data(), w_->data(), u(*along_, *across_), v(*along_, *across_), sigma_->data(), dw_->data()};
   }
+  // dw in dy's own memory.
+  sn::Backward in_place() {
+    sn::Backward layer = backward();
+    layer.dw = dy_->data();
+    return layer;
+  }
+  void check_in_place() const {
+    for (int64_t i = 0; i < m.size(); ++i)
+      CHECK(Real(static_cast<A>((*dy_)[i])) == Real(static_cast<A>((*dw_)[i])), "in place, dw[%d]", int(i));
+    CHECK(dy_->intact(), "dy");
+  }
   sn::BackwardBackward backward_backward() {
     return {m,
             a_->data(),
@@ -224,17 +235,22 @@ void check_all() {
       for (int copies = 0; copies < (iterations == 1 ? 3 : 1); ++copies)
         for (const Shape& shape : shapes) weights.push_back(std::make_unique<Weight<T, Out>>(bits, shape));
       std::vector<sn::Forward> forward;
-      std::vector<sn::Backward> backward;
+      std::vector<sn::Backward> backward, in_place;
       std::vector<sn::BackwardBackward> backward_backward;
       for (auto& weight : weights) {
         forward.push_back(weight->forward());
         backward.push_back(weight->backward());
+        in_place.push_back(weight->in_place());
         backward_backward.push_back(weight->backward_backward());
       }
       launch(options, forward);
       launch(options, backward);
       launch(options, backward_backward);
       for (auto& weight : weights) weight->check(iterations, 1e-12L);
+      if (std::is_same_v<T, Out> && iterations == 0) {
+        launch(options, in_place);
+        for (auto& weight : weights) weight->check_in_place();
+      }
     }
   }
 }

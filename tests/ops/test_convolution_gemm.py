@@ -29,10 +29,7 @@ def always(monkeypatch, planned):
     calls = []
 
     def rule(what, weight_size, small_size, big_size, stride, padding, channels_last):
-        goes = what == "weight" or channels_last
-        if what == "big":
-            goes = goes and gemm.is_pointwise(weight_size, stride, padding)
-        goes = goes or gemm.is_single(weight_size, small_size, big_size, padding)
+        goes = what == "weight" or channels_last or gemm.is_single(weight_size, small_size, big_size, padding)
         calls.extend([what] * goes)
         return goes
 
@@ -64,7 +61,7 @@ def test_derivatives(layout, options, always):
         tensors = inputs(size, shape, 7 - c_in, layout=layout)
         always.clear()
         got = two_orders(lambda *t, f=ours: f(*t, **options, impl="library"), tensors)
-        assert set(always) == ({"weight", "small"} if layout == "channels_last" else {"weight"})
+        assert set(always) == ({"weight", "small", "big"} if layout == "channels_last" else {"weight"})
         assert_equal(got, two_orders(lambda *t, f=plain: f(*t, **options), tensors))
 
 
@@ -151,11 +148,17 @@ def test_weight_gradient_in_blocks(block_bytes, always, monkeypatch):
         ("small", (1536, 1536, 4, 4), 256, 2, True, True),
         ("small", (1536, 1536, 4, 4), 1024, 2, True, False),
         ("small", (1536, 1536, 4, 4), 256, 2, False, False),
-        ("small", (1536, 1536, 3, 3), 256, 1, True, False),
+        ("small", (1536, 1536, 3, 3), 512, 1, True, True),
+        ("small", (1536, 1536, 3, 3), 1024, 1, True, False),
+        ("small", (768, 768, 3, 3), 128, 1, True, False),
         ("big", (64, 3, 1, 1), 256, 1, True, True),
         ("big", (64, 64, 1, 1), 256, 1, False, False),
         ("big", (64, 64, 1, 1), 256, 2, True, False),
         ("big", (64, 64, 3, 3), 256, 1, True, False),
+        ("big", (1536, 1536, 3, 3), 256, 1, True, True),
+        ("big", (1536, 1536, 4, 4), 256, 2, True, True),
+        ("big", (1536, 1536, 3, 3), 256, 1, False, False),
+        ("big", (1024, 1024, 3, 3), 128, 1, True, False),
     ],
 )
 def test_rule(what, weight_size, pixels, stride, channels_last, faster):

@@ -58,7 +58,8 @@ def spectral_norm(
 
     Returns:
         One tensor for each weight, with its shape and layout, in ``out_dtype``. Differentiable twice in the weights.
-        All sums are fp32 (fp64 for fp64). Saved for backward: the weights themselves, u, v and sigma.
+        All sums are fp32 (fp64 for fp64). Saved for backward: the weights themselves, u, v and sigma. With ``"cpu"``
+        and ``"cuda"``, the gradient of a weight takes the memory of its cotangent where nobody else can see that.
 
     Raises:
         InputError: an argument is not as above.
