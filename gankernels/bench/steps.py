@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -200,7 +201,10 @@ _R3GAN = (
 #: The kinds of step, and the networks that take them in training. One more is a line more.
 CASES: dict[Step, tuple[Case, ...]] = {
     Step("d_step", "discriminator", _d): (*_SNGAN, *_BIGGAN, _DCGAN),
-    Step("g_step", "generator", _g): (*_SNGAN, *_BIGGAN, _DCGAN, _WGAN_GP, *_R3GAN),
+    Step("g_step", "generator", _g): (
+        *(*_SNGAN, *_BIGGAN, _DCGAN, _WGAN_GP),
+        *(replace(case, quick=False) for case in _R3GAN),
+    ),
     Step("d_step_r1", "discriminator", _r1, _r1_by_the_engine): (*_SNGAN, _BIGGAN[0]),
     Step("d_step_wgan_gp", "discriminator", _wgan_gp, _wgan_gp_by_the_engine): (_SNGAN[0], _WGAN_GP),
     Step("d_step_r3gan", "discriminator", _r3gan, _r3gan_by_the_engine): _R3GAN,
