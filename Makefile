@@ -27,7 +27,7 @@ test-native: $(VENV)/installed-dev
 	$(BIN)/cmake -S . -B $(BUILD) -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
 	  -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -DGANKERNELS_BUILD_TESTS=ON
 	$(BIN)/cmake --build $(BUILD) --target native_tests
-	$(BIN)/ctest --test-dir $(BUILD) --output-on-failure
+	$(BIN)/ctest --test-dir $(BUILD) --parallel 2 --output-on-failure
 
 test-python: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow'

@@ -238,6 +238,7 @@ PENALTY_STEP = Benchmark(
     impls=("auto",),
     dtypes=DTYPES,
     modes=(STEP,),
+    kinks_inside=True,
     place=place,
     judged=_judged,
 )
