@@ -14,9 +14,13 @@ from torch import Tensor
 from gankernels.bench import providers
 from gankernels.bench.declaration import FORWARD_BACKWARD, Benchmark, Case
 from gankernels.bench.memory import peak_mib, saved_mib
+from gankernels.bench.patience import patience
 from gankernels.bench.problem import Problem
 from gankernels.bench.providers import PEERS, Provider
 from gankernels.bench.timing import ContenderError, Times, interleave
+
+#: How long a provider may take to its first result, which is all of a compilation.
+PATIENCE_S = 600.0
 
 
 class Group(NamedTuple):
@@ -90,7 +94,8 @@ def _check(problem: Problem, entries: Sequence[Entry]) -> None:
     for entry in entries:
         peer = entry.provider.name in PEERS
         try:
-            flaw = problem.flaw(entry.provider, None if peer else eager)
+            with patience(PATIENCE_S):
+                flaw = problem.flaw(entry.provider, None if peer else eager)
         except Exception as error:
             entry.verdict = f"error: {_one_line(error)}"
         else:

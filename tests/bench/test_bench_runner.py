@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
+import signal
+import time
 
 import pytest
 import torch
@@ -20,6 +23,7 @@ from gankernels.bench import (
 )
 from gankernels.bench.ceilings import Ceilings
 from gankernels.bench.declarations import ALL
+from gankernels.bench.patience import patience
 from gankernels.bench.problem import Problem
 from gankernels.bench.rows import COLUMNS, read, read_csv, read_json, stamp, write_csv, write_json
 from gankernels.errors import InputError
@@ -150,6 +154,39 @@ def test_a_compiler_that_fails_is_a_row(monkeypatch):
     rows = measure(one())
     assert rows["compile"]["correct"] == "error: RuntimeError: cannot compile"
     assert rows["gankernels-mine"]["speedup_vs_best_peer"]
+
+
+def test_a_peer_that_does_not_end_is_a_row_that_says_so(monkeypatch):
+    def endless(function, mode, compile_mode):
+        def call(inputs, cotangents):
+            while True:
+                with contextlib.suppress(Exception):  # as a compiler's own handlers do
+                    time.sleep(10)
+
+        return call
+
+    monkeypatch.setattr(providers, "compiled", endless)
+    monkeypatch.setattr(contest, "PATIENCE_S", 0.05)
+    rows = measure(one())
+    assert rows["compile"]["correct"] == "error: TimeoutError: no result within 0.05 s"
+    assert rows["gankernels-mine"]["ms"]
+    assert rows["eager"]["ms"]
+
+
+def test_patience_gives_the_timer_back():
+    def alarm(signum, frame):
+        raise AssertionError("rang")
+
+    former = signal.signal(signal.SIGALRM, alarm)
+    left, again = signal.setitimer(signal.ITIMER_REAL, 100.0)
+    try:
+        with patience(0.5):
+            pass
+        assert signal.getsignal(signal.SIGALRM) is alarm
+        assert 99 < signal.getitimer(signal.ITIMER_REAL)[0] <= 100
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, left, again)
+        signal.signal(signal.SIGALRM, former)
 
 
 def test_without_a_reference_nobody_is_right():
