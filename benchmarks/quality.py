@@ -15,7 +15,6 @@ import argparse
 import csv
 import io
 import math
-import re
 import shlex
 import sys
 import time
@@ -29,7 +28,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
 from gankernels._files import replacing
-from gankernels.bench.rows import Row, stamp
+from gankernels.bench.rows import Row, slug, stamp
 from gankernels.bench.stock import to_stock
 from gankernels.data import open_dataset
 from gankernels.errors import InputError
@@ -255,7 +254,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     # Before the threads are set: the device is the machine, whatever part of it a run takes.
     machine = stamp(pick_device(configs[0].device).type)
-    path = RESULTS / (re.sub(r"[^a-z0-9]+", "-", machine["device"].lower()).strip("-") + ".csv")
+    path = RESULTS / f"{slug(machine['device'])}.csv"
     read_csv(path)  # a file that cannot be kept is known before the training
     for config in configs:
         if Path(config.out).exists():

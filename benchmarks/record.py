@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import re
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -26,7 +25,7 @@ from gankernels.bench import ceilings as measured
 from gankernels.bench.contest import Group
 from gankernels.bench.declaration import DOUBLE_BACKWARD, FORWARD, FORWARD_BACKWARD, MODES, STEP, Benchmark, Case
 from gankernels.bench.declarations import ALL
-from gankernels.bench.rows import Row, read_csv, stamp, write_csv
+from gankernels.bench.rows import Row, read_csv, slug, stamp, write_csv
 from gankernels.bench.runner import measure, plan
 from gankernels.bench.steps import STEPS
 from gankernels.bench.summary import groups as grouped
@@ -48,7 +47,7 @@ _WHOLE = ("penalty_step",)
 
 def folder() -> Path:
     """The folder of this machine's figures."""
-    return RESULTS / re.sub(r"[^a-z0-9]+", "-", stamp(_device())["device"].lower()).strip("-")
+    return RESULTS / slug(stamp(_device())["device"])
 
 
 def chosen(

@@ -11,11 +11,12 @@ the exit code is 1 if a file differs from what its figures say. NAME is one of
 - ``steps``: whole training steps on CPUs; ``iterations``: what a recipe makes of them; ``blocks``: forward and
   backward of single blocks there;
 - ``losses``: every contest that the best peer wins, on every device;
+- ``profile``: where the time of whole steps goes;
 - ``quality``: what each preset learnt; ``parity``: the same on our layers and on stock ones, over seeds.
 
 The figures are those of ``benchmarks/results/<device>/``: ``ops.csv``, ``steps.csv``, and ``*-system-memory.csv`` of
-the same form, as ``gankernels bench --csv`` writes them; and ``benchmarks/results/quality/<device>.csv``, as
-``quality.py`` writes it.
+the same form, as ``gankernels bench --csv`` writes them; ``profile.csv``, as ``profile_steps.py`` writes it; and
+``benchmarks/results/quality/<device>.csv``, as ``quality.py`` does.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ class Figures:
         results = root / "benchmarks" / "results"
         folders = sorted({path.parent for name in _FILES for path in results.glob(f"*/{name}")})
         self.rows = [row for f in folders for name in _FILES if (f / name).exists() for row in read_csv(f / name)]
-        quality = [row for path in sorted((results / "quality").glob("*.csv")) for row in _quality_rows(path)]
+        quality = [row for path in sorted((results / "quality").glob("*.csv")) for row in _other_rows(path)]
+        profiles = [row for path in sorted(results.glob("*/profile.csv")) for row in _other_rows(path)]
         on_gpu = [row for row in self.rows if row["driver"]]
         on_cpu = [row for row in self.rows if not row["driver"]]
         self.tables: dict[str, Callable[[str], str]] = {
@@ -67,6 +69,7 @@ class Figures:
             "blocks": lambda page: blocks_table(on_cpu),
             "gpu": lambda page: gpu_tables(on_gpu, _op_links(root, page)),
             "losses": lambda page: losses_table(self.rows),
+            "profile": lambda page: profile_table(profiles),
             "quality": lambda page: quality_table(quality),
             "parity": lambda page: parity_table(quality),
         }
@@ -89,6 +92,30 @@ class Figures:
 
     def _of_op(self, op: str) -> Callable[[str], str]:
         return lambda page: op_table(self.rows, op)
+
+
+def profile_table(rows: Sequence[Row]) -> str:
+    """For each device and each step a line for each part that takes 1% of it or more, and one for the step."""
+    headers = "step, network, part, calls, ms, share, GFLOP, GFLOP/s, of the floor"
+
+    def line(row: Row, whole: float) -> list[str]:
+        ms, gflop, floor = (float(row[column]) for column in ("ms", "gflop", "floor_ms"))
+        products = [f"{gflop:.4g}", f"{gflop / ms * 1e3:.0f}"] if gflop else ["", ""]
+        share = f"{floor / ms:.0%}" if floor else ""
+        names = [row["step"], f"{row['network']}, batch {row['batch']}", row["part"]]
+        return [*names, row["calls"] if int(row["calls"]) else "", f"{ms:.4g}", f"{ms / whole:.1%}", *products, share]
+
+    def lines(parts: Sequence[Row]) -> list[list[str]]:
+        total = {c: sum(float(part[c]) for part in parts) for c in ("calls", "ms", "gflop", "floor_ms")}
+        step = parts[0] | {"part": "**the whole step**"} | {c: f"{value:.9g}" for c, value in total.items()}
+        return [line(row, total["ms"]) for row in (step, *parts) if float(row["ms"]) >= 0.01 * total["ms"]]
+
+    blocks = []
+    for device, members in groupby(rows, key=lambda row: row["device"]):
+        own = list(members)
+        steps = [list(parts) for _, parts in groupby(own, key=lambda row: (row["step"], row["network"], row["dtype"]))]
+        blocks.append(f"{caption(device, own)}\n\n{table(headers, [cells for step in steps for cells in lines(step)])}")
+    return "\n".join(blocks) or "Not measured yet.\n"
 
 
 def quality_table(rows: Sequence[Row]) -> str:
@@ -159,7 +186,7 @@ def _providers(runs: Iterable[Row]) -> set[str]:
     return {row["provider"] for row in runs}
 
 
-def _quality_rows(path: Path) -> list[Row]:
+def _other_rows(path: Path) -> list[Row]:
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 

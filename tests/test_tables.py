@@ -172,3 +172,17 @@ def test_without_figures_nothing_is_touched(tables, tmp_path, capsys):
     assert tables.main(["--root", str(tmp_path)]) == 0
     assert capsys.readouterr().out == "nothing to do: no figures in benchmarks/results\n"
     assert "old" in (tmp_path / "README.md").read_text()
+
+
+def test_the_profile_of_a_step(tables):
+    stamp = {"device": "a CPU", "driver": "", "torch": "2.13.0", "commit": "abc1234", "date": "2026-11-22"}
+    step = {"step": "d_step", "network": "net-32", "batch": "4", "dtype": "float32"}
+    parts = [("convolution, forward", 3, 60, 12, 45), ("between the ops", 0, 39.5, 0, 0), ("bias_act", 2, 0.5, 0, 0.1)]
+    names = ("part", "calls", "ms", "gflop", "floor_ms")
+    rows = [stamp | step | dict(zip(names, map(str, part), strict=True)) for part in parts]
+    text = tables.profile_table(rows)
+    assert "| d_step | net-32, batch 4 | **the whole step** | 5 | 100 | 100.0% | 12 | 120 | 45% |" in text
+    assert "| d_step | net-32, batch 4 | convolution, forward | 3 | 60 | 60.0% | 12 | 200 | 75% |" in text
+    assert "| d_step | net-32, batch 4 | between the ops |  | 39.5 | 39.5% |  |  |  |" in text
+    assert "bias_act" not in text
+    assert tables.profile_table([]) == "Not measured yet.\n"

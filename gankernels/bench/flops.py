@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -26,3 +27,19 @@ class _FlopCounter(TorchDispatchMode):
         if func.overloadpacket in flop_registry:
             self.total += flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=out)
         return out
+
+
+def convolution_flops(op: str, args: Sequence[Any], out: Any) -> float:
+    """Of a call of one of the three convolution ops of ``gankernels_library``; the same picture sizes, the same FLOPs.
+
+    Every pixel that stands on the weight's own side, of y in a convolution and of x in a transposed one, meets the
+    whole kernel once.
+    """
+    x, y, weight_shape = {
+        "convolution": lambda: (args[0], out, args[1].shape),
+        "convolution_input_gradient": lambda: (out, args[0], args[1].shape),
+        "convolution_weight_gradient": lambda: (args[1], args[0], args[2]),
+    }[op]()
+    *_, transposed, _, _ = args
+    batch, _, *pixels = (x if transposed else y).shape
+    return 2.0 * batch * math.prod(pixels) * math.prod(weight_shape)

@@ -6,6 +6,7 @@ import csv
 import datetime
 import io
 import json
+import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -39,6 +40,11 @@ def stamp(device: str) -> Row:
         "commit": _commit(),
         "date": datetime.date.today().isoformat(),
     }
+
+
+def slug(device: str) -> str:
+    """The name of the folder of a device's committed rows: "AMD EPYC, 2 threads" -> "amd-epyc-2-threads"."""
+    return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
 
 
 def write_csv(path: Path | str, rows: Sequence[Row]) -> None:
