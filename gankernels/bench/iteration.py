@@ -31,7 +31,7 @@ class Iteration:
     @property
     def images(self) -> int:
         """Real pictures in an iteration."""
-        return self.n_dis * int(self.d.key.shape.split("x")[0])
+        return self.n_dis * self.d.key.batch
 
     def milliseconds(self, of: Callable[[Group], Row | None]) -> float | None:
         """The time of an iteration whose steps run as ``of`` says; None where one of them has no time."""

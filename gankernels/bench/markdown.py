@@ -84,7 +84,7 @@ def _iteration_line(one: Iteration) -> list[str]:
     _, theirs, ours = map(one.milliseconds, players)
     _, *peaks = map(one.peak_mib, players)
     return [
-        *(one.d.key.position, one.d.key.shape.split("x")[0], str(one.n_dis), one.d.key.dtype),
+        *(one.d.key.position, str(one.d.key.batch), str(one.n_dis), one.d.key.dtype),
         *(eager, peer, f"**{best}**"),
         f"{theirs / ours:.2f}x" if theirs and ours else "",
         " and ".join("?" if peak is None else f"{peak:.2f}" for peak in peaks),
@@ -113,7 +113,7 @@ def _step_line(group: Group) -> list[str]:
     failed = next((row["correct"] for row in group.rows if is_ours(row)), "not measured")
     ratio = group.against_peer()
     return [
-        *(key.op, key.position, key.shape.split("x")[0], key.mode, key.dtype),
+        *(key.op, key.position, str(key.batch), key.mode, key.dtype),
         _rate(group.eager),
         f"{_rate(peer)} ({peer['provider']})" if peer else "none is correct",
         f"**{_rate(ours) if ours else failed}**",
