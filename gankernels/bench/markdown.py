@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
-from operator import attrgetter
 
 from gankernels.bench.charts import ms
-from gankernels.bench.iteration import Iteration, iterations
+from gankernels.bench.iteration import BEST, EAGER, PEER, Iteration, iterations
 from gankernels.bench.rows import Row
 from gankernels.bench.summary import (
     Group,
@@ -79,15 +78,13 @@ def iterations_table(rows: Iterable[Row]) -> str:
 
 
 def _iteration_line(one: Iteration) -> list[str]:
-    players = [attrgetter(name) for name in ("eager", "peer", "best")]
-    eager, peer, best = (f"{rate:.4g}" if (rate := one.images_per_second(of)) else "" for of in players)
-    _, theirs, ours = map(one.milliseconds, players)
-    _, *peaks = map(one.peak_mib, players)
+    eager, peer, best = (f"{rate:.4g}" if (rate := one.images_per_second(of)) else "" for of in (EAGER, PEER, BEST))
+    ratio = one.against_peer()
     return [
         *(one.d.key.position, str(one.d.key.batch), str(one.n_dis), one.d.key.dtype),
         *(eager, peer, f"**{best}**"),
-        f"{theirs / ours:.2f}x" if theirs and ours else "",
-        " and ".join("?" if peak is None else f"{peak:.2f}" for peak in peaks),
+        f"{ratio:.2f}x" if ratio else "",
+        " and ".join("?" if peak is None else f"{peak:.2f}" for peak in map(one.peak_mib, (PEER, BEST))),
     ]
 
 
