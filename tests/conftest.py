@@ -14,6 +14,8 @@ os.environ.pop("GANKERNELS_IMPL", None)
 
 import pytest
 
+from gankernels import dispatch
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
@@ -32,6 +34,15 @@ def _seed_and_threads() -> None:
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GANKERNELS_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture
+def fresh(tmp_path, monkeypatch):
+    """A process that has chosen nothing yet, with an empty cache."""
+    monkeypatch.setenv("GANKERNELS_CACHE", str(tmp_path / "cache"))
+    dispatch.forget()
+    yield
+    dispatch.forget()
 
 
 @pytest.fixture

@@ -35,6 +35,8 @@ class _Square(torch.autograd.Function):
         return 2 * x * dy * (1.01 if ctx.fault == "gradient" else 1), None
 
 
+#: implementation -> the number that stands for it in what a compiled function returns
+KINDS = {"cpu": 1, "triton": 2, "cuda": 3}
 #: implementation -> its fault
 faults: dict[str, str] = {}
 #: The implementations that ran, in order.

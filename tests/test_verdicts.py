@@ -7,9 +7,11 @@ import os
 import pytest
 import torch
 
-from gankernels import _machine, dispatch, verdicts
+from gankernels import _machine, verdicts
 from gankernels.errors import InputError
 from gankernels.verdicts import Verdict
+
+pytestmark = pytest.mark.usefixtures("fresh")
 
 CPU = torch.device("cpu")
 RIGHT = Verdict("cpu", {"cpu": 1.0, "reference": 2.5}, {})
@@ -18,14 +20,6 @@ WRONG = Verdict("reference", {"reference": 2.5}, {"cpu": "result 1: error 1.00e-
 
 def of(op: str, verdict: Verdict) -> verdicts.Ops:
     return {op: {"float32": dict.fromkeys(verdicts.SIZE_CLASSES, verdict)}}
-
-
-@pytest.fixture(autouse=True)
-def fresh(tmp_path, monkeypatch):
-    monkeypatch.setenv("GANKERNELS_CACHE", str(tmp_path / "cache"))
-    dispatch.forget()
-    yield
-    dispatch.forget()
 
 
 def test_what_is_written_is_read():

@@ -1,6 +1,6 @@
 // What does not depend on the instruction set: the parts, and the choice of the kernel.
 #include "convolution_weight_gradient.h"
-#include "isa.h"
+#include "isa_choice.h"
 
 namespace gankernels::convolution_weight_gradient::cpu {
 namespace {
@@ -30,17 +30,7 @@ Parts parts(const Kernel& kernel, const Problem& p, int64_t threads) {
 }
 
 const Kernel& kernel() {
-#if defined(GANKERNELS_X86)
-  switch (gankernels::cpu::isa()) {
-    case gankernels::cpu::Isa::kAvx512:
-      return avx512::kernel;
-    case gankernels::cpu::Isa::kAvx2:
-      return avx2::kernel;
-    default:
-      break;
-  }
-#endif
-  return baseline::kernel;
+  return gankernels::cpu::chosen<baseline::kernel, avx2::kernel, avx512::kernel>();
 }
 
 }  // namespace gankernels::convolution_weight_gradient::cpu

@@ -95,7 +95,7 @@ GK_INLINE void fold_row(const Problem& p, const Tiling& t, const Row<S>& row, T*
 
 template <class T>
 void fold(const Args& args, int64_t begin, int64_t end) {
-  using A = typename AccumulatorOf<T>::type;
+  using A = AccumulatorT<T>;
   // A result that no cache holds until it is read.
   constexpr int64_t kStreamed = 16 << 20;
   const Problem& p = args.problem;

@@ -12,7 +12,7 @@ namespace gankernels::cpu::GK_ISA {
 
 // Bytes of a register of A stored as T.
 template <class T>
-inline constexpr int64_t kStoreBytes = kLanes<typename AccumulatorOf<T>::type> * sizeof(T);
+inline constexpr int64_t kStoreBytes = kLanes<AccumulatorT<T>> * sizeof(T);
 
 #if defined(__SSE2__)
 template <class T>

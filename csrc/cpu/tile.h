@@ -7,9 +7,6 @@
 
 namespace gankernels::cpu::GK_ISA {
 
-template <class T>
-using AccumulatorT = typename AccumulatorOf<T>::type;
-
 struct Tile {
   int64_t offset;         // of its first number
   int64_t sample;         // n

@@ -35,6 +35,8 @@ template <>
 struct AccumulatorOf<double> {
   using type = double;
 };
+template <class T>
+using AccumulatorT = typename AccumulatorOf<T>::type;
 
 // As many accumulators as one register holds.
 template <class A>

@@ -1,10 +1,10 @@
 // Conditional batch normalisation, order 0, and the size of every order's workspace.
 #include "conditional_batch_norm_cluster.cuh"
+#include "conditional_batch_norm_pixels.cuh"
 
 namespace gankernels::conditional_batch_norm::cuda {
 
-// Bytes: N*C*L elements in (x); out the moments [slices, C] of the tiles. Deviations are taken from a tile's own first
-// pixel: their mean square exceeds the variance of m pixels by at most a factor of m, however far from zero x lies.
+// Bytes: N*C*L elements in (x); out the moments [slices, C] of the tiles.
 template <class Access>
 __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
     moments_kernel(Forward args, Tiling tiling, Moments<Accumulator<typename Access::Element>>* partials) {
@@ -15,27 +15,11 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
   const Tile tile = Access::tile(tiling, blockIdx.x);
   Moments<A> moments[kLanes] = {};
   if (tile.count > 0) {
-    const auto first = load<kWidth>(x + tile.offset);
-    A shift[kLanes], sum[kLanes] = {}, squares[kLanes] = {};
-#pragma unroll
-    for (int k = 0; k < kLanes; ++k) shift[k] = static_cast<A>(first.at[k]);
+    Deviations<T, kLanes> deviations(load<kWidth>(x + tile.offset));
     stream<4>(
         tile, [&](int64_t offset) { return load<kWidth>(x + offset); },
-        [&](int64_t, const Vector<T, kWidth>& xs) {
-#pragma unroll
-          for (int i = 0; i < kWidth; ++i) {
-            const int k = i % kLanes;
-            const A deviation = static_cast<A>(xs.at[i]) - shift[k];
-            sum[k] += deviation;
-            squares[k] += deviation * deviation;
-          }
-        });
-    const A count = static_cast<A>(tile.count * (kWidth / kLanes));
-#pragma unroll
-    for (int k = 0; k < kLanes; ++k) {
-      const A mean = sum[k] / count, m2 = squares[k] - sum[k] * mean;
-      moments[k] = {count, shift[k] - origin<T>(args, tile.n, tile.c + k) + mean, m2 < 0 ? A(0) : m2};
-    }
+        [&](int64_t, const Vector<T, kWidth>& xs) { deviations.add(xs); });
+    deviations.finish(moments, args, tile.n, tile.c, static_cast<A>(tile.count * (kWidth / kLanes)));
   }
   Access::reduce(moments);
   if (!tile.leader) return;
@@ -83,15 +67,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM) normalize_kernel(Forwa
   const A slope = args.problem.slope;
   stream<4>(
       tile, [&](int64_t offset) { return load<kWidth>(x + offset); },
-      [&](int64_t offset, const Vector<T, kWidth>& xs) {
-        Vector<T, kWidth> ys;
-#pragma unroll
-        for (int i = 0; i < kWidth; ++i) {
-          const int k = i % kLanes;
-          ys.at[i] = static_cast<T>(activate<kAct>(norm.z(static_cast<A>(xs.at[i]) - norm.mean[k], k), slope));
-        }
-        store(y + offset, ys);
-      });
+      [&](int64_t offset, const Vector<T, kWidth>& xs) { store(y + offset, normalized<kAct>(xs, norm, slope)); });
 }
 
 namespace {

@@ -1,24 +1,8 @@
 // Conditional batch normalisation, order 1.
 #include "conditional_batch_norm_cluster.cuh"
+#include "conditional_batch_norm_pixels.cuh"
 
 namespace gankernels::conditional_batch_norm::cuda {
-namespace {
-
-// Neighbouring elements of the two tensors that both passes read.
-template <class T, int kWidth>
-struct Pixels {
-  Vector<T, kWidth> dy, x;
-};
-
-template <class Access>
-__device__ __forceinline__ auto load_pixels(const Backward& args, int64_t offset) {
-  using T = typename Access::Element;
-  constexpr int kWidth = Access::kWidth;
-  return Pixels<T, kWidth>{load<kWidth>(static_cast<const T*>(args.dy) + offset),
-                           load<kWidth>(static_cast<const T*>(args.x) + offset)};
-}
-
-}  // namespace
 
 // Bytes: 2*N*C*L elements in (dy, x); out s0 and s1 of the tiles, [N, splits, C].
 template <class Access, Activation kAct>
@@ -34,16 +18,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
     const A slope = args.problem.slope;
     stream<4>(
         tile, [&](int64_t offset) { return load_pixels<Access>(args, offset); },
-        [&](int64_t, const Pixels<T, kWidth>& pixels) {
-#pragma unroll
-          for (int i = 0; i < kWidth; ++i) {
-            const int k = i % kLanes;
-            const A deviation = static_cast<A>(pixels.x.at[i]) - norm.mean[k];
-            const A dz = activate_backward<kAct>(norm.z(deviation, k), static_cast<A>(pixels.dy.at[i]), slope);
-            sums[k].at[0] += dz;
-            sums[k].at[1] += dz * deviation;
-          }
-        });
+        [&](int64_t, const Pixels<T, kWidth>& pixels) { add_pixels<kAct>(sums, pixels, norm, slope); });
   }
   Access::reduce(sums);
   if (!tile.leader) return;
@@ -57,22 +32,18 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
     backward_terms_kernel(Backward args, const Sums<A, 2>* sums, BackwardTerms<A>* terms) {
   const Problem& p = args.problem;
   const int64_t c = static_cast<int64_t>(blockIdx.x) * kFinishX + threadIdx.x;
-  Sums<A, 2> means[1] = {};
+  Sums<A, 2> total[1] = {};
   A rstd = 0;
   if (c < p.c) {
     rstd = reciprocal_deviation(static_cast<const A*>(args.var)[c], static_cast<A>(p.eps));
     for_each_row(p, sums, c, [&](int64_t row, const Sums<A, 2>& sum) {
       const int64_t plane = row * p.c + c;
-      const A gain = static_cast<const A*>(args.gain)[plane], s0 = sum.at[0], s1 = sum.at[1];
-      static_cast<A*>(args.dbias)[plane] = s0;
-      static_cast<A*>(args.dgain)[plane] = rstd * s1;
-      means[0] = merge(means[0], {gain * s0, gain * s1});
+      total[0] = merge(total[0], times_gain(args, plane, sum));
+      write_gradients(args, plane, rstd, sum);
     });
   }
-  reduce_rows(means);
-  if (threadIdx.y != 0 || c >= p.c) return;
-  const A share = p.batch_statistics ? 1 / static_cast<A>(p.n * p.l) : A(0);
-  terms[c] = backward_terms(rstd, share * means[0].at[0], share * means[0].at[1]);
+  reduce_rows(total);
+  if (threadIdx.y == 0 && c < p.c) terms[c] = terms_of(p, rstd, total[0]);
 }
 
 // Bytes: terms [2, C] in, [C] out.
@@ -101,15 +72,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
   stream<4>(
       tile, [&](int64_t offset) { return load_pixels<Access>(args, offset); },
       [&](int64_t offset, const Pixels<T, kWidth>& pixels) {
-        Vector<T, kWidth> out;
-#pragma unroll
-        for (int i = 0; i < kWidth; ++i) {
-          const int k = i % kLanes;
-          const A deviation = static_cast<A>(pixels.x.at[i]) - norm.mean[k];
-          const A dz = activate_backward<kAct>(norm.z(deviation, k), static_cast<A>(pixels.dy.at[i]), slope);
-          out.at[i] = static_cast<T>(norm.scale[k] * dz + term[k].of_x * deviation + term[k].of_1);
-        }
-        store(static_cast<T*>(args.dx) + offset, out);
+        store(static_cast<T*>(args.dx) + offset, dx_of<kAct>(pixels, norm, term, slope));
       });
 }
 

@@ -1,6 +1,7 @@
 // Conditional batch normalisation, order 1, with one read of x and dy: on GPUs with clusters, where a cluster's shared
 // memory holds all pixels of a channel in both.
 #include "conditional_batch_norm_cluster.cuh"
+#include "conditional_batch_norm_pixels.cuh"
 
 namespace gankernels::conditional_batch_norm::cuda {
 
@@ -16,15 +17,12 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
   using A = Accumulator<T>;
   using Item = Sums<A, 2>;
   constexpr int kWidth = Access::kWidth, kLanes = Access::kLanes;
-  using Pixels = Vector<T, kWidth>;
-  struct Pair {
-    Pixels dy, x;
-  };
-  GK_DYNAMIC_SHARED(Pixels, dys);
+  using Values = Vector<T, kWidth>;
+  GK_DYNAMIC_SHARED(Values, dys);
   GK_SHARED(Item, of_warps, kMostWarps * kMostGroupChannels);
   GK_SHARED(Item, of_block, kMostGroupChannels);
   GK_SHARED(BackwardTerms<A>, terms, kMostGroupChannels);
-  Pixels* const xs = dys + plan.slice_vectors();
+  Values* const xs = dys + plan.slice_vectors();
   auto* const sums = reinterpret_cast<Item*>(xs + plan.slice_vectors());  // [samples, row_warps, channels]
   auto cluster = cooperative_groups::this_cluster();
   const Problem& p = args.problem;
@@ -48,21 +46,10 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
     if (sample < share.samples && share.lane < share.steps) {
       const Normalization<A, kLanes> norm(args, mean, rstd, share.first_sample + sample, share.c);
       share.template stream<kLanes == 8 ? 2 : 4>(
-          sample,
-          [&](int, int64_t offset) {
-            return Pair{load<kWidth>(static_cast<const T*>(args.dy) + offset),
-                        load<kWidth>(static_cast<const T*>(args.x) + offset)};
-          },
-          [&](int slot, int64_t, const Pair& pixels) {
+          sample, [&](int, int64_t offset) { return load_pixels<Access>(args, offset); },
+          [&](int slot, int64_t, const Pixels<T, kWidth>& pixels) {
             dys[slot] = pixels.dy, xs[slot] = pixels.x;
-#pragma unroll
-            for (int i = 0; i < kWidth; ++i) {
-              const int k = i % kLanes;
-              const A deviation = static_cast<A>(pixels.x.at[i]) - norm.mean[k];
-              const A dz = activate_backward<kAct>(norm.z(deviation, k), static_cast<A>(pixels.dy.at[i]), slope);
-              items[k].at[0] += dz;
-              items[k].at[1] += dz * deviation;
-            }
+            add_pixels<kAct>(items, pixels, norm, slope);
           });
     }
     reduce_strided(items, plan.vectors, segment);
@@ -85,8 +72,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
     if (of_samples) {
       of_samples[plane] = sum;
     } else {
-      static_cast<A*>(args.dbias)[plane] = sum.at[0];
-      static_cast<A*>(args.dgain)[plane] = channel_rstd * sum.at[1];
+      write_gradients(args, plane, channel_rstd, sum);
     }
   };
   Item total[1] = {};
@@ -96,8 +82,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
     if (step_blocks == 1) write(sample, *sum);
     const int64_t table_row = known_row(p, share.first_sample + sample);
     if (table_row < 0) continue;
-    const A gain = static_cast<const A*>(args.gain)[table_row * p.c + c];
-    total[0] = merge(total[0], {gain * sum->at[0], gain * sum->at[1]});
+    total[0] = merge(total[0], times_gain(args, table_row * p.c + c, *sum));
   }
   reduce_strided(total, plan.channels, kWarp);
   if (thread % kWarp < plan.channels) of_warps[thread / kWarp * plan.channels + channel] = total[0];
@@ -109,9 +94,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
   }
   cluster.sync();
   if (row == 0) {
-    const Item means = merge_cluster(of_block + channel, 0, plan.blocks);
-    const A over = p.batch_statistics ? 1 / static_cast<A>(p.n * p.l) : A(0);
-    terms[channel] = backward_terms(channel_rstd, over * means.at[0], over * means.at[1]);
+    terms[channel] = terms_of(p, channel_rstd, merge_cluster(of_block + channel, 0, plan.blocks));
   }
   if (step_blocks > 1 && c < p.c) {  // a sample's steps are in several blocks, and its sums are one's to write
     for (int sample = row * step_blocks + step_rank; sample < share.samples; sample += rows * step_blocks) {
@@ -128,17 +111,9 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM)
     for (int sample = share.row; sample < share.samples; sample += plan.rows()) {
       const Normalization<A, kLanes> norm(args, mean, rstd, share.first_sample + sample, share.c);
       share.template stream<2>(
-          sample, [&](int slot, int64_t) { return Pair{dys[slot], xs[slot]}; },
-          [&](int, int64_t offset, const Pair& pixels) {
-            Pixels out;
-#pragma unroll
-            for (int i = 0; i < kWidth; ++i) {
-              const int k = i % kLanes;
-              const A deviation = static_cast<A>(pixels.x.at[i]) - norm.mean[k];
-              const A dz = activate_backward<kAct>(norm.z(deviation, k), static_cast<A>(pixels.dy.at[i]), slope);
-              out.at[i] = static_cast<T>(norm.scale[k] * dz + term[k].of_x * deviation + term[k].of_1);
-            }
-            store(static_cast<T*>(args.dx) + offset, out);
+          sample, [&](int slot, int64_t) { return Pixels<T, kWidth>{dys[slot], xs[slot]}; },
+          [&](int, int64_t offset, const Pixels<T, kWidth>& pixels) {
+            store(static_cast<T*>(args.dx) + offset, dx_of<kAct>(pixels, norm, term, slope));
           });
     }
   }

@@ -1,19 +1,20 @@
 // Conditional batch normalisation, order 0, in one launch: on GPUs with clusters, where a cluster's shared memory holds
 // all pixels of a channel.
 #include "conditional_batch_norm_cluster.cuh"
+#include "conditional_batch_norm_pixels.cuh"
 
 namespace gankernels::conditional_batch_norm::cuda {
 
 // Bytes: N*C*L elements in (x), as many out (y). Between them x is in shared memory, where a thread reads what it has
-// written itself. Moments as in moments_kernel, a thread's share in place of a tile.
+// written itself.
 template <class Access, Activation kAct>
 __global__ void __launch_bounds__(kThreads, kBlocksPerSM) forward_cluster_kernel(Forward args, ClusterPlan plan) {
 #if GK_HAS_CLUSTERS
   using T = typename Access::Element;
   using A = Accumulator<T>;
   constexpr int kWidth = Access::kWidth, kLanes = Access::kLanes;
-  using Pixels = Vector<T, kWidth>;
-  GK_DYNAMIC_SHARED(Pixels, kept);
+  using Values = Vector<T, kWidth>;
+  GK_DYNAMIC_SHARED(Values, kept);
   GK_SHARED(Moments<A>, of_warps, kMostWarps * kMostGroupChannels);
   GK_SHARED(Moments<A>, of_block, kMostGroupChannels);
   GK_SHARED(A, means, kMostGroupChannels);
@@ -25,32 +26,18 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM) forward_cluster_kernel
 
   Moments<A> moments[kLanes] = {};
   if (share.any()) {
-    const Pixels first = load<kWidth>(x + share.first_offset());
-    A shift[kLanes], sum[kLanes] = {}, squares[kLanes] = {};
+    Deviations<T, kLanes> deviations(load<kWidth>(x + share.first_offset()));
     int vectors = 0;
-#pragma unroll
-    for (int k = 0; k < kLanes; ++k) shift[k] = static_cast<A>(first.at[k]);
     for (int sample = share.row; sample < share.samples; sample += plan.rows()) {
       share.template stream<kLanes == 8 ? 4 : 8>(
           sample, [&](int, int64_t offset) { return load<kWidth>(x + offset); },
-          [&](int slot, int64_t, const Pixels& xs) {
+          [&](int slot, int64_t, const Values& xs) {
             kept[slot] = xs;
             ++vectors;
-#pragma unroll
-            for (int i = 0; i < kWidth; ++i) {
-              const int k = i % kLanes;
-              const A deviation = static_cast<A>(xs.at[i]) - shift[k];
-              sum[k] += deviation;
-              squares[k] += deviation * deviation;
-            }
+            deviations.add(xs);
           });
     }
-    const A count = static_cast<A>(vectors * (kWidth / kLanes));
-#pragma unroll
-    for (int k = 0; k < kLanes; ++k) {
-      const A mean = sum[k] / count, m2 = squares[k] - sum[k] * mean;
-      moments[k] = {count, shift[k] - origin<T>(args, 0, share.c + k) + mean, m2 < 0 ? A(0) : m2};
-    }
+    deviations.finish(moments, args, 0, share.c, static_cast<A>(vectors * (kWidth / kLanes)));
   }
 
   // Threads to warps, warps to the block, blocks to the cluster.
@@ -89,14 +76,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSM) forward_cluster_kernel
       const Normalization<A, kLanes> norm(args, mean, rstd, share.first_sample + sample, share.c);
       share.template stream<4>(
           sample, [&](int slot, int64_t) { return kept[slot]; },
-          [&](int, int64_t offset, const Pixels& xs) {
-            Pixels ys;
-#pragma unroll
-            for (int i = 0; i < kWidth; ++i) {
-              const int k = i % kLanes;
-              ys.at[i] = static_cast<T>(activate<kAct>(norm.z(static_cast<A>(xs.at[i]) - norm.mean[k], k), slope));
-            }
-            store(static_cast<T*>(args.y) + offset, ys);
+          [&](int, int64_t offset, const Values& xs) {
+            store(static_cast<T*>(args.y) + offset, normalized<kAct>(xs, norm, slope));
           });
     }
   }

@@ -17,7 +17,6 @@ from gankernels._arguments import ArgumentParser
 from gankernels.bench import ceilings as measured
 from gankernels.bench.ceilings import Ceilings
 from gankernels.bench.declaration import MODES, Benchmark
-from gankernels.bench.iteration import iterations
 from gankernels.bench.rows import Row, write_csv, write_json
 from gankernels.bench.runner import MEMORY, Progress, find_device, measure, plan
 from gankernels.bench.summary import is_correct, is_ours
@@ -195,6 +194,8 @@ def _print(rows: Sequence[Row], limits: Ceilings | None) -> None:
     if limits is not None:
         print(*(f"{name}: {figure}" for name, figure in limits.summary().items()), sep="; ")
     if rows:
+        from gankernels.bench.iteration import iterations  # the presets come with the trainer
+
         print()
         show(rows, sys.stdout)
         lines = [line for iteration in iterations(rows) if (line := iteration.describe())]

@@ -10,6 +10,9 @@ from gankernels.bench.rows import Row
 from gankernels.bench.summary import Group, groups, milliseconds, number
 from gankernels.train.presets import PRESETS, preset
 
+#: Whose times an iteration is made of: in each step those of eager, of the best peer, or of our best.
+EAGER, PEER, BEST = map(attrgetter, ("eager", "peer", "best"))
+
 #: A recipe's penalty -> the kind of step that takes it.
 _D_STEPS = {None: "d_step", "r1": "d_step_r1", "wgan-gp": "d_step_wgan_gp", "r1+r2": "d_step_r3gan"}
 
@@ -31,7 +34,7 @@ class Iteration:
     @property
     def images(self) -> int:
         """Real pictures in an iteration."""
-        return self.n_dis * int(self.d.key.shape.split("x")[0])
+        return self.n_dis * self.d.key.batch
 
     def milliseconds(self, of: Callable[[Group], Row | None]) -> float | None:
         """The time of an iteration whose steps run as ``of`` says; None where one of them has no time."""
@@ -46,13 +49,18 @@ class Iteration:
         time = self.milliseconds(of)
         return 1e3 * self.images / time if time else None
 
+    def against_peer(self) -> float | None:
+        """How many times faster our best is than the best peers; below 1 we lose."""
+        theirs, ours = self.milliseconds(PEER), self.milliseconds(BEST)
+        return theirs / ours if theirs and ours else None
+
     def describe(self) -> str:
         """In one line, against the best peers; empty where there is no time of ours."""
-        ours, peers = self.images_per_second(_BEST), self.images_per_second(_PEER)
+        ours, peers, ratio = self.images_per_second(BEST), self.images_per_second(PEER), self.against_peer()
         if not ours:
             return ""
         steps = f"{self.n_dis} discriminator step{'s' if self.n_dis > 1 else ''} and one of the generator"
-        theirs = f", best peers {peers:.4g} ({ours / peers:.2f}x)" if peers else ", no correct peer"
+        theirs = f", best peers {peers:.4g} ({ratio:.2f}x)" if ratio else ", no correct peer"
         return f"{self.d.key.position}, {self.d.key.dtype}, {steps}: {ours:.4g} images/s{theirs}"
 
     def peak_mib(self, of: Callable[[Group], Row | None]) -> float | None:
@@ -60,9 +68,6 @@ class Iteration:
         peaks = [number(row["peak_mib"]) if row else None for row in (of(self.d), of(self.g))]
         known = [peak for peak in peaks if peak is not None]
         return max(known) if len(known) == len(peaks) else None
-
-
-_PEER, _BEST = attrgetter("peer"), attrgetter("best")
 
 
 def iterations(rows: Iterable[Row]) -> list[Iteration]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
-from operator import attrgetter
 
 from gankernels.bench.charts import ms
-from gankernels.bench.iteration import Iteration, iterations
+from gankernels.bench.iteration import BEST, EAGER, PEER, Iteration, iterations
 from gankernels.bench.rows import Row
 from gankernels.bench.summary import (
     Group,
@@ -79,15 +78,13 @@ def iterations_table(rows: Iterable[Row]) -> str:
 
 
 def _iteration_line(one: Iteration) -> list[str]:
-    players = [attrgetter(name) for name in ("eager", "peer", "best")]
-    eager, peer, best = (f"{rate:.4g}" if (rate := one.images_per_second(of)) else "" for of in players)
-    _, theirs, ours = map(one.milliseconds, players)
-    _, *peaks = map(one.peak_mib, players)
+    eager, peer, best = (f"{rate:.4g}" if (rate := one.images_per_second(of)) else "" for of in (EAGER, PEER, BEST))
+    ratio = one.against_peer()
     return [
-        *(one.d.key.position, one.d.key.shape.split("x")[0], str(one.n_dis), one.d.key.dtype),
+        *(one.d.key.position, str(one.d.key.batch), str(one.n_dis), one.d.key.dtype),
         *(eager, peer, f"**{best}**"),
-        f"{theirs / ours:.2f}x" if theirs and ours else "",
-        " and ".join("?" if peak is None else f"{peak:.2f}" for peak in peaks),
+        f"{ratio:.2f}x" if ratio else "",
+        " and ".join("?" if peak is None else f"{peak:.2f}" for peak in map(one.peak_mib, (PEER, BEST))),
     ]
 
 
@@ -113,7 +110,7 @@ def _step_line(group: Group) -> list[str]:
     failed = next((row["correct"] for row in group.rows if is_ours(row)), "not measured")
     ratio = group.against_peer()
     return [
-        *(key.op, key.position, key.shape.split("x")[0], key.mode, key.dtype),
+        *(key.op, key.position, str(key.batch), key.mode, key.dtype),
         _rate(group.eager),
         f"{_rate(peer)} ({peer['provider']})" if peer else "none is correct",
         f"**{_rate(ours) if ours else failed}**",

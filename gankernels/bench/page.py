@@ -14,7 +14,16 @@ from typing import Any
 
 from gankernels._files import replacing
 from gankernels.bench import charts
-from gankernels.bench.page_tables import PROVENANCE, all_rows, anchor, distinct, filterable, scoreboard
+from gankernels.bench.iteration import iterations
+from gankernels.bench.page_tables import (
+    PROVENANCE,
+    all_rows,
+    anchor,
+    distinct,
+    filterable,
+    scoreboard,
+    training_iterations,
+)
 from gankernels.bench.providers import PEERS
 from gankernels.bench.rows import Row
 from gankernels.bench.summary import Group, Summary, groups, is_correct, summarise
@@ -91,6 +100,7 @@ def render(rows: Sequence[Row], ceilings: Mapping[str, Any] | None, title: str) 
 <p>{_verdict(groups(rows), rows)}</p>
 {scoreboard(summaries)}
 </section>
+{_training(rows)}
 <section id=method>
 <h2>Method</h2>
 <p>{_METHOD}</p>
@@ -178,6 +188,19 @@ def _verdict(contests: Sequence[Group], rows: Sequence[Row]) -> str:
     if failed:
         text += f" <span class=bad>✕ {wrong} of {len(rows)} rows are wrong, {len(failed) - wrong} did not run.</span>"
     return text
+
+
+def _training(rows: Sequence[Row]) -> str:
+    """The iterations whose steps were measured, in a section; nothing where there are none."""
+    found = iterations(rows)
+    if not found:
+        return ""
+    return f"""<section id=training>
+<h2>Training iterations</h2>
+<p>In real images per second, by each preset's recipe: its steps of the discriminator and one of the generator, without
+the optimizers. Each of the two steps has a best peer of its own.</p>
+{training_iterations(found)}
+</section>"""
 
 
 def _legend(colours: Mapping[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""The HTML page's tables: an op in a line, and every row there is. Their headers sort on a click (``page.js``)."""
+"""The HTML page's tables: ops, training iterations, and every row. Their headers sort on a click (``page.js``)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from html import escape
 
 from gankernels.bench import charts
+from gankernels.bench.iteration import BEST, EAGER, PEER, Iteration
 from gankernels.bench.rows import Row
 from gankernels.bench.summary import Summary, groups, images_per_second, is_correct, is_ours, number
 
@@ -65,6 +66,24 @@ def scoreboard(summaries: Sequence[Summary]) -> str:
     return _table("scoreboard", headers, body) + f"<p class=note>{note}</p>"
 
 
+def training_iterations(found: Sequence[Iteration]) -> str:
+    """A line for each iteration: real pictures a second, and the larger peak of its two steps."""
+    names = ("vs best peers", "ours", "best peers", "eager", "steps of D", "batch", "peak MiB", "best peers' peak MiB")
+    body = []
+    for one in found:
+        key = one.d.key
+        cells = [
+            f"<th scope=row>{escape(key.position)}<small>{escape(key.dtype)}</small></th>",
+            _number(one.against_peer(), charts.times, "strong"),
+            *(_number(one.images_per_second(of), _per_second) for of in (BEST, PEER, EAGER)),
+            _number(one.n_dis, str),
+            _number(key.batch, str),
+            *(_number(one.peak_mib(of), charts.ms) for of in (BEST, PEER)),
+        ]
+        body.append(f"<tr {filterable(key.op, key.dtype, key.mode)}>{''.join(cells)}</tr>")
+    return _table("iterations", [_header("preset"), *(_header(name, True) for name in names)], body)
+
+
 def all_rows(rows: Sequence[Row]) -> str:
     """Every row as it stands in the files, but for columns that are empty, or the same everywhere at the top."""
     steps = any(map(images_per_second, rows))
@@ -113,6 +132,11 @@ def _header(text: str, numbers: bool = False) -> str:
     """A header that sorts its column, as numbers or as text."""
     kind = "number" if numbers else "text"
     return f"<th scope=col class={kind} aria-sort=none><button type=button>{escape(text)}</button></th>"
+
+
+def _per_second(rate: float) -> str:
+    """With four significant digits and no exponent."""
+    return f"{rate:,.0f}" if rate >= 1000 else f"{rate:.4g}"
 
 
 def _cell(row: Row, name: str, form: Form) -> str:

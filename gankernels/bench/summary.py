@@ -45,7 +45,7 @@ def images_per_second(row: Row) -> float | None:
     median = milliseconds(row)
     if not median or not row["mode"].startswith(STEP):
         return None
-    return 1e3 * int(row["shape"].split("x")[0]) / median
+    return 1e3 * Key.of(row).batch / median
 
 
 class Key(NamedTuple):
@@ -57,6 +57,16 @@ class Key(NamedTuple):
     shape: str
     dtype: str
     mode: str
+
+    @classmethod
+    def of(cls, row: Row) -> Key:
+        """The key of one row."""
+        return cls(*(row[field] for field in cls._fields))
+
+    @property
+    def batch(self) -> int:
+        """What the shape begins with: of a step, the pictures that it takes."""
+        return int(self.shape.split("x")[0])
 
 
 @dataclass(frozen=True)
@@ -103,7 +113,7 @@ def groups(rows: Iterable[Row]) -> list[Group]:
     """The groups of ``rows``, in the order in which they first occur."""
     members: dict[Key, list[Row]] = {}
     for row in rows:
-        members.setdefault(Key(*(row[field] for field in Key._fields)), []).append(row)
+        members.setdefault(Key.of(row), []).append(row)
     return [Group(key, found) for key, found in members.items()]
 
 

@@ -7,12 +7,15 @@ import math
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from gankernels import models
 from gankernels.errors import InputError
 from gankernels.losses import LOSSES
 from gankernels.penalties import PENALTIES
+
+#: How a scheduled value moves.
+Shape = Literal["cosine", "linear", "constant"]
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ class ScheduleConfig:
     None: it stays. Where both networks move alike, both have to be given.
     """
 
-    shape: Literal["cosine", "linear", "constant"] = "cosine"
+    shape: Shape = "cosine"
     """On half a cosine, on a line, or, with constant, none of them."""
     start: int = 0
     """Real images that go by before they move."""
@@ -176,8 +179,8 @@ class Config:
 
     def _check_schedule(self) -> None:
         schedule = self.schedule
-        if schedule.shape not in SHAPES:
-            raise InputError(f"--schedule.shape: got {schedule.shape}, expected one of {', '.join(SHAPES)}")
+        if schedule.shape not in get_args(Shape):
+            raise InputError(f"--schedule.shape: got {schedule.shape}, expected one of {', '.join(get_args(Shape))}")
         for name in ("start", "images"):
             if getattr(schedule, name) < 0:
                 raise InputError(f"--schedule.{name}: got {getattr(schedule, name)}, expected at least 0")
@@ -227,13 +230,14 @@ def from_dict(values: Mapping[str, Any], cls: type = Config) -> Any:
         raise InputError(f"config: {error}") from None
 
 
-#: How a scheduled value moves.
-SHAPES = ("cosine", "linear", "constant")
-
 #: What can be scheduled, and the number that a last value stays below.
 SCHEDULED = {
-    **{"g_lr": math.inf, "d_lr": math.inf, "g_beta2": 1.0, "d_beta2": 1.0},
-    **{"penalty_weight": math.inf, "ema_kimg": math.inf},
+    "g_lr": math.inf,
+    "d_lr": math.inf,
+    "g_beta2": 1.0,
+    "d_beta2": 1.0,
+    "penalty_weight": math.inf,
+    "ema_kimg": math.inf,
 }
 
 #: Fields that change nothing in what was trained so far; a resumed run may have them otherwise.

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.resources
+import math
 import re
 from html.parser import HTMLParser
 
@@ -23,6 +24,18 @@ def rows():
         *group(TIMES | {"gankernels-cpu": "wrong: dx is off by 3.1 times eager's error"}, dtype="bfloat16"),
         *group(TIMES | {"compile": "error: Unsupported: " + "call_function " * 12}, op="shift", mode="forward"),
         *group({"eager": 80.0, "gankernels-auto": 32.0}, op="d_step", shape="64x3x32x32", mode="step"),
+    ]
+
+
+def steps(**columns):
+    """Both steps of a preset that takes five of the first, in two dtypes; in the second no peer is right in one."""
+    shared = {"position": "wgan-gp-64", "shape": "16x3x64x64", "mode": "step"} | columns
+    d, g = {"op": "d_step_wgan_gp"} | shared, {"op": "g_step"} | shared
+    return [
+        *group({"eager": 30.0, "compile": 20.0, "gankernels-auto": 10.0}, **d),
+        *group({"eager": 40.0, "compile": 60.0, "gankernels-auto": 30.0}, **g),
+        *group({"eager": "wrong: off by 2", "gankernels-auto": 6.0}, dtype="bfloat16", **d),
+        *group({"eager": 40.0, "gankernels-auto": 10.0}, dtype="bfloat16", **g),
     ]
 
 
@@ -91,6 +104,31 @@ def test_the_scoreboard_has_means_and_ranges():
     )
 
 
+def test_iterations_are_made_of_their_steps():
+    text = page.render(rows() + steps(), None, "bench")
+    parse(text)
+    table = text[text.index("<table id=iterations>") : text.index("<section id=method>")]
+    lines = re.findall(r"<tr data-op=.*?</tr>", table)
+    assert [re.findall(r"<th scope=row>(.*?)<small>(.*?)</small></th>", line) for line in lines] == [
+        [("wgan-gp-64", "float32")],
+        [("wgan-gp-64", "bfloat16")],
+    ]
+    # Five steps of D and one of G: 80 ms, the best peers' 140, eager's 190; 40 ms in bf16, with no peer for the first.
+    figures = [re.findall(r'data-value="([^"]*)"', line) for line in lines]
+    assert [float(figure) for figure in figures[0]] == pytest.approx(
+        [140 / 80, 5 * 16e3 / 80, 5 * 16e3 / 140, 5 * 16e3 / 190, 5, 16, 12.5, 12.5]
+    )
+    assert [float(figure or "nan") for figure in figures[1]] == pytest.approx(
+        [math.nan, 5 * 16e3 / 40, math.nan, math.nan, 5, 16, 12.5, math.nan], nan_ok=True
+    )
+    assert EVIL not in page.render(steps(device=EVIL), None, "bench")
+
+
+def test_without_both_steps_there_is_no_section_of_iterations():
+    assert "id=iterations" not in page.render(rows(), None, "bench")
+    assert "id=iterations" not in page.render(steps()[:3], None, "bench")
+
+
 @pytest.mark.parametrize(
     "column", ["op", "position", "shape", "dtype", "layout", "provider", "impl", "correct", "device", "torch"]
 )
@@ -147,6 +185,14 @@ def click(tab, index):
     return tab.evaluate("Array.from(document.querySelectorAll('#all th'), th => th.ariaSort)")[index]
 
 
+def choose(tab, name, value):
+    """As a user does in one of the filters."""
+    tab.evaluate(
+        f"{{ const e = document.querySelector('[name={name}]'); e.value = '{value}';"
+        " e.dispatchEvent(new Event('input', {bubbles: true})); }"
+    )
+
+
 def test_a_click_sorts_numbers_and_another_reverses(tab):
     tab, path = tab
     tab.open(path)
@@ -177,28 +223,37 @@ def test_filters_choose_rows_and_charts(tab):
     tab, path = tab
     tab.open(path)
 
-    def choose(name, value):
-        tab.evaluate(
-            f"{{ const e = document.querySelector('[name={name}]'); e.value = '{value}';"
-            " e.dispatchEvent(new Event('input', {bubbles: true})); }"
-        )
-
     def shown():
         return tab.evaluate("document.querySelectorAll('.panel:not([hidden])').length"), len(column(tab, 0))
 
     assert shown() == (4, 22)
-    choose("dtype", "bfloat16")
+    choose(tab, "dtype", "bfloat16")
     assert shown() == (1, 4)
     assert tab.evaluate("document.getElementById('count').textContent") == "4 of 22"
     assert len(column(tab, 0, "scoreboard")) == 1
-    choose("dtype", "")
-    choose("rows", "lost")
+    choose(tab, "dtype", "")
+    choose(tab, "rows", "lost")
     assert column(tab, header(tab, "ms")) == ["12.5"]
-    choose("rows", "bad")
+    choose(tab, "rows", "bad")
     assert column(tab, header(tab, "provider")) == ["gankernels-cpu", "compile"]
-    choose("rows", "")
-    choose("search", "Block 9 EAGER")
+    choose(tab, "rows", "")
+    choose(tab, "search", "Block 9 EAGER")
     assert column(tab, header(tab, "provider")) == ["eager", "eager-best"]
+    assert not tab.problems
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_iterations_fit_and_are_filtered(tab, tmp_path, width):
+    tab, _ = tab
+    page.write(tmp_path / "page.html", rows() + steps(), CEILINGS)
+    tab.open(tmp_path / "page.html", width=width, height=844)
+    assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert column(tab, 2, "iterations") == ["1,000", "2,000"]
+    tab.click("#iterations th:nth-child(3) button")
+    tab.click("#iterations th:nth-child(3) button")
+    assert column(tab, 2, "iterations") == ["2,000", "1,000"]
+    choose(tab, "dtype", "float32")
+    assert column(tab, 2, "iterations") == ["1,000"]
     assert not tab.problems
 
 

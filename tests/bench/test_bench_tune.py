@@ -23,16 +23,13 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
-def fresh(tmp_path, monkeypatch):
-    monkeypatch.setenv("GANKERNELS_CACHE", str(tmp_path / "cache"))
+def _small(fresh, monkeypatch):
+    """Little to tune, and little time for it."""
     monkeypatch.setitem(tune._BUDGET_S, True, 0.001)
     monkeypatch.setitem(tune._BUDGET_S, False, 0.001)
     monkeypatch.setattr(tune, "keep_freed_memory", lambda: False)
     small = replace(CONDITIONAL_BATCH_NORM, cases=[Case("tiny", (8, 16, 9, 9))])
     monkeypatch.setattr(declarations, "ALL", (small, planted.BENCHMARK))
-    dispatch.forget()
-    yield
-    dispatch.forget()
 
 
 @pytest.mark.parametrize("fault", ["gradient", "unwritten", "raises"])

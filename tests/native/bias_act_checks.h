@@ -8,31 +8,15 @@
 #include <memory>
 #include <random>
 #include <string>
-#include <type_traits>
 #include <vector>
 
 #include "../../csrc/bias_act.h"
 #include "check.h"
-#include "cuda_shim/cuda_bf16.h"  // for their bits: they have no others on the CPU
-#include "cuda_shim/cuda_fp16.h"
 #include "cuda_shim/guarded.h"
+#include "dtypes.h"
 
 using namespace gankernels;
 using cuda_shim::Guarded;
-
-template <class T>
-using AccumulatorOf = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
-template <class T>
-constexpr DType kDType = std::is_same_v<T, double>          ? DType::kFloat64
-                         : std::is_same_v<T, float>         ? DType::kFloat32
-                         : std::is_same_v<T, __nv_bfloat16> ? DType::kBFloat16
-                                                            : DType::kFloat16;
-template <class T>
-constexpr double kUnitRoundoff = std::is_same_v<T, double>          ? 0x1p-53
-                                 : std::is_same_v<T, float>         ? 0x1p-24
-                                 : std::is_same_v<T, __nv_bfloat16> ? 0x1p-8
-                                                                    : 0x1p-11;
 
 // Roundings on the way of one number, in units of the accumulation type; sums add the square root of their length.
 constexpr double kRoundings = 24;

@@ -6,30 +6,19 @@
 #include <memory>
 #include <random>
 #include <string>
-#include <type_traits>
 #include <vector>
 
 #include "../../csrc/conditional_batch_norm.h"
 #include "check.h"
 #include "conditional_batch_norm_reference.h"
-#include "cuda_shim/cuda_bf16.h"  // for their bits: they have no others on the CPU
-#include "cuda_shim/cuda_fp16.h"
 #include "cuda_shim/guarded.h"
+#include "dtypes.h"
 
 using namespace gankernels;
 namespace cbn = conditional_batch_norm;
 using cuda_shim::Guarded;
 using reference::Inputs;
 using reference::Numbers;
-
-template <class T>
-using AccumulatorOf = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
-template <class T>
-constexpr DType kDType = std::is_same_v<T, double>          ? DType::kFloat64
-                         : std::is_same_v<T, float>         ? DType::kFloat32
-                         : std::is_same_v<T, __nv_bfloat16> ? DType::kBFloat16
-                                                            : DType::kFloat16;
 
 struct Case {
   size_t n, c, l;

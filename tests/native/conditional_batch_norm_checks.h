@@ -19,11 +19,6 @@ using reference::Results;
 constexpr double kRoundings = 16;
 
 template <class T>
-constexpr double kUnitRoundoff = std::is_same_v<T, double>          ? 0x1p-53
-                                 : std::is_same_v<T, float>         ? 0x1p-24
-                                 : std::is_same_v<T, __nv_bfloat16> ? 0x1p-8
-                                                                    : 0x1p-11;
-template <class T>
 constexpr double kSubnormalRoundoff = std::is_same_v<T, __half> ? 0x1p-25 : 0;
 
 // Whether rounding may have given z either sign.

@@ -1,7 +1,6 @@
 // The CUDA kernels of conditional batch normalisation that run in clusters, run on the host; what must hold is what
 // must hold of the others. Usage: test_conditional_batch_norm_cluster DTYPE
 #include <cstdlib>
-#include <string>
 
 #include "../../csrc/cuda/conditional_batch_norm_cluster.cuh"
 #include "conditional_batch_norm_checks.h"
@@ -219,19 +218,5 @@ void check_all() {
 }  // namespace
 
 int main(int count, char** arguments) {
-  const std::string dtype = count == 2 ? arguments[1] : "";
-  if (dtype == "float32") {
-    check_all<float>();
-  } else if (dtype == "float64") {
-    check_all<double>();
-  } else if (dtype == "bfloat16") {
-    check_all<__nv_bfloat16>();
-  } else if (dtype == "float16") {
-    check_all<__half>();
-  } else {
-    std::fprintf(stderr, "usage: %s float32|float64|bfloat16|float16\n", arguments[0]);
-    return 2;
-  }
-  std::printf("%s: %d failures\n", dtype.c_str(), failures);
-  return failures ? 1 : 0;
+  return check_dtype(count, arguments, []<class T>() { check_all<T>(); });
 }

@@ -2,15 +2,12 @@
 // Usage: test_convolution_weight_gradient_cpu baseline|wide|avx2|avx512
 #include <cstring>
 #include <random>
-#include <string>
-#include <type_traits>
 #include <vector>
 
 #include "../../csrc/cpu/convolution_weight_gradient.h"
 #include "cpu_builds.h"
-#include "cuda_shim/cuda_bf16.h"  // for their bits: they have no others on the CPU
-#include "cuda_shim/cuda_fp16.h"
 #include "cuda_shim/guarded.h"
+#include "dtypes.h"
 
 namespace cpu = gankernels::convolution_weight_gradient::cpu;
 using cuda_shim::Guarded;
@@ -20,11 +17,6 @@ extern const Kernel kernel;
 }
 
 namespace {
-
-template <class T>
-constexpr gankernels::DType kDType = std::is_same_v<T, float>           ? gankernels::DType::kFloat32
-                                     : std::is_same_v<T, __nv_bfloat16> ? gankernels::DType::kBFloat16
-                                                                        : gankernels::DType::kFloat16;
 
 struct Case {
   const char* what;

@@ -14,19 +14,5 @@ struct Cuda {
 }  // namespace
 
 int main(int count, char** arguments) {
-  const std::string dtype = count == 2 ? arguments[1] : "";
-  if (dtype == "float32") {
-    check_all<float>(Cuda());
-  } else if (dtype == "float64") {
-    check_all<double>(Cuda());
-  } else if (dtype == "bfloat16") {
-    check_all<__nv_bfloat16>(Cuda());
-  } else if (dtype == "float16") {
-    check_all<__half>(Cuda());
-  } else {
-    std::fprintf(stderr, "usage: %s float32|float64|bfloat16|float16\n", arguments[0]);
-    return 2;
-  }
-  std::printf("%s: %d failures\n", dtype.c_str(), failures);
-  return failures ? 1 : 0;
+  return check_dtype(count, arguments, []<class T>() { check_all<T>(Cuda()); });
 }

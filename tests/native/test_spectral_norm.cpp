@@ -1,15 +1,13 @@
 // The CUDA kernels of spectral normalisation, run on the host, against plain loops. Usage: test_spectral_norm DTYPE
 #include <memory>
 #include <random>
-#include <string>
 #include <vector>
 
 #include "../../csrc/spectral_norm.h"
 #include "check.h"
-#include "cuda_shim/cuda_bf16.h"
-#include "cuda_shim/cuda_fp16.h"
 #include "cuda_shim/cuda_runtime.h"
 #include "cuda_shim/guarded.h"
+#include "dtypes.h"
 
 using namespace gankernels;
 namespace sn = spectral_norm;
@@ -18,20 +16,6 @@ using Real = long double;
 using Numbers = std::vector<Real>;
 
 namespace {
-
-template <class T>
-using AccumulatorOf = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
-template <class T>
-constexpr DType kDType = std::is_same_v<T, double>          ? DType::kFloat64
-                         : std::is_same_v<T, float>         ? DType::kFloat32
-                         : std::is_same_v<T, __nv_bfloat16> ? DType::kBFloat16
-                                                            : DType::kFloat16;
-template <class T>
-constexpr Real kUnit = std::is_same_v<T, double>          ? 0x1p-53L
-                       : std::is_same_v<T, float>         ? 0x1p-24L
-                       : std::is_same_v<T, __nv_bfloat16> ? 0x1p-8L
-                                                          : 0x1p-11L;
 
 // Element (q, i) of the memory's matrix, and where along's element i stands in torch's order.
 size_t place(const sn::Matrix& m, size_t q, size_t i) {
@@ -183,7 +167,7 @@ struct Weight {
     for (size_t i = 0; i < want.size(); ++i) {
       const Real error = std::fabs(Real(static_cast<A>(got[i])) - want[i]);
       // A rounding of each of the sums' terms, in the worst case, and one to the element type.
-      const Real allowed = largest * (64 * kUnit<A> * std::sqrt(Real(m.size())) + 2 * unit);
+      const Real allowed = largest * (64 * kUnitRoundoff<A> * std::sqrt(Real(m.size())) + 2 * unit);
       CHECK(error <= allowed, "%s[%zu] of [%d, %d] inner %d: got %Lg, expected %Lg", what, i, int(m.rows),
             int(m.columns), int(m.inner), Real(static_cast<A>(got[i])), want[i]);
     }
@@ -194,10 +178,10 @@ struct Weight {
     compare("along", want.along, *along_, 0);
     compare("across", want.across, *across_, 0);
     compare("sigma", {want.sigma}, *sigma_, 0);
-    compare("y", want.y, *y_, kUnit<Out>);
-    compare("dw", want.dw, *dw_, kUnit<T>, want.of_dw);
-    compare("ddy", want.ddy, *ddy_, kUnit<Out>, want.of_ddy);
-    compare("second dw", want.second_dw, *second_dw_, kUnit<T>, want.of_second_dw);
+    compare("y", want.y, *y_, kUnitRoundoff<Out>);
+    compare("dw", want.dw, *dw_, kUnitRoundoff<T>, want.of_dw);
+    compare("ddy", want.ddy, *ddy_, kUnitRoundoff<Out>, want.of_ddy);
+    compare("second dw", want.second_dw, *second_dw_, kUnitRoundoff<T>, want.of_second_dw);
   }
 };
 
@@ -258,21 +242,11 @@ void check_all() {
 }  // namespace
 
 int main(int count, char** arguments) {
-  const std::string dtype = count == 2 ? arguments[1] : "";
-  if (dtype == "float32") {
-    check_all<float, float>();
-    check_all<float, __nv_bfloat16>();
-    check_all<float, __half>();
-  } else if (dtype == "float64") {
-    check_all<double, double>();
-  } else if (dtype == "bfloat16") {
-    check_all<__nv_bfloat16, __nv_bfloat16>();
-  } else if (dtype == "float16") {
-    check_all<__half, __half>();
-  } else {
-    std::fprintf(stderr, "usage: %s float32|float64|bfloat16|float16\n", arguments[0]);
-    return 2;
-  }
-  std::printf("%s: %d failures\n", dtype.c_str(), failures);
-  return failures ? 1 : 0;
+  return check_dtype(count, arguments, []<class T>() {
+    check_all<T, T>();
+    if constexpr (std::is_same_v<T, float>) {
+      check_all<float, __nv_bfloat16>();
+      check_all<float, __half>();
+    }
+  });
 }

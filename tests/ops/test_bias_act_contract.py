@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from bias_acts import assert_as_reference, inputs, kernels, two_orders
+from contracts import assert_one_schema, assert_raises_where_torch_would_be_silently_wrong
 from torch import Tensor
 
 from gankernels.ops import bias_act
-from gankernels.ops._registration import families
 from gankernels.ops.bias_act import op
 
 # ---- What is saved ----
@@ -92,10 +92,7 @@ def test_opcheck(device, impl, activation, clamp):
 
 
 def test_native_and_triton_schemas_are_one():
-    for name, signature in op.SCHEMAS.items():
-        for namespace in families():
-            schema = str(getattr(getattr(torch.ops, namespace), name).default._schema)
-            assert schema == f"{namespace}::{name}{signature}"
+    assert_one_schema(op.SCHEMAS)
 
 
 @kernels
@@ -140,16 +137,4 @@ def test_a_compiled_penalty_is_right(device, impl, activation):
 @pytest.mark.parametrize("activation", ["lrelu", "silu"])
 def test_what_would_be_silently_wrong_raises(device, impl, activation):
     x, bias = (t.detach() for t in inputs((2, 3, 4, 4), device=device))
-
-    def function(x):
-        return bias_act(x, bias, activation=activation, impl=impl)
-
-    with pytest.raises(RuntimeError, match=r"torch\.func"):
-        torch.func.jvp(function, (x,), (x,))
-    with torch.autograd.forward_ad.dual_level(), pytest.raises(RuntimeError, match="forward-mode"):
-        function(torch.autograd.forward_ad.make_dual(x, x))
-    x.requires_grad_()
-    (dx,) = torch.autograd.grad(function(x).pow(2).sum(), x, create_graph=True)
-    (ddx,) = torch.autograd.grad(dx.pow(2).sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="third-order"):
-        ddx.sum().backward()
+    assert_raises_where_torch_would_be_silently_wrong(lambda x: bias_act(x, bias, activation=activation, impl=impl), x)

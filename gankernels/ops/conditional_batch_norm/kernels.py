@@ -18,7 +18,7 @@ from torch import Tensor
 
 from gankernels.ops import _layout
 from gankernels.ops._launch import Specialisation, on_device_of
-from gankernels.ops.conditional_batch_norm import device, device_backward_backward, tiles
+from gankernels.ops.conditional_batch_norm import device, device_backward, device_backward_backward, tiles
 from gankernels.ops.conditional_batch_norm.synchronized import rows_of_batch
 
 
@@ -89,7 +89,7 @@ def conditional_batch_norm_backward(
     with on_device_of(x):
         sums = launch_backward_sums(plan, formula, dy, x, gain, bias, mean, var)
         of_rows, sums = launch_row_sums(plan, sums, labels, len(gain))
-        device._conditional_batch_norm_backward_terms_kernel[plan.small_grid](
+        device_backward._conditional_batch_norm_backward_terms_kernel[plan.small_grid](
             sums, rows_of_batch(gain, labels), var, dgain, dbias, terms,
             of_rows.samples, plan.s, of_rows.chunks, plan.samples * plan.l,
             EPS=float(eps), BATCH_STATISTICS=batch_statistics, **of_rows.small_tile,
@@ -158,7 +158,7 @@ def launch_statistics(plan: tiles.Plan, x: Tensor, mean: Tensor, var: Tensor) ->
 def launch_backward_sums(plan: tiles.Plan, formula: dict[str, Any], *tensors: Tensor) -> Tensor:
     """s0 and s1 for each row of partial sums: [2, rows, S]. ``tensors``: dy, x, gain, bias, mean, var."""
     sums = tensors[-1].new_empty((2, plan.rows, plan.s))
-    device._conditional_batch_norm_backward_sums_kernel[plan.grid](
+    device_backward._conditional_batch_norm_backward_sums_kernel[plan.grid](
         *tensors, sums, plan.c, plan.l, plan.s, plan.rows, plan.chunks, plan.tiles, **formula, **plan.tile
     )
     return sums
@@ -166,7 +166,7 @@ def launch_backward_sums(plan: tiles.Plan, formula: dict[str, Any], *tensors: Te
 
 def launch_backward(plan: tiles.Plan, formula: dict[str, Any], batch_statistics: bool, *tensors: Tensor) -> None:
     """``tensors``: dy, x, gain, bias, mean, var, terms [2, S], and dx, which it writes."""
-    kernel = device._conditional_batch_norm_backward_kernel
+    kernel = device_backward._conditional_batch_norm_backward_kernel
     _launch_pixels(kernel, plan, formula, batch_statistics, tensors)
 
 
@@ -217,7 +217,7 @@ def specialisations() -> Iterator[Specialisation]:
     """
     types = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64"}
     pixels = ("x_ptr", "y_ptr", "dy_ptr", "dx_ptr", "ddx_ptr", "ddy_ptr")
-    functions = vars(device) | vars(device_backward_backward)
+    functions = vars(device) | vars(device_backward) | vars(device_backward_backward)
     kernels = [kernel for name, kernel in functions.items() if name.startswith("_conditional_batch_norm_")]
     for dtype, type_ in types.items():
         for channels_last in (False, True):
