@@ -52,8 +52,10 @@ GK_INLINE void dot(const T* w, int64_t columns, const A* along, A* across) {
     for (int r = 0; r < kCount; ++r) sums[r][0] += load<V>(w + r * columns + j) * x;
   }
   A rest[kCount] = {};
-  for (; j < columns; ++j)
+  for (; j < columns; ++j) {
+    stay_scalar();
     for (int r = 0; r < kCount; ++r) rest[r] += load<A>(w + r * columns + j) * along[j];
+  }
   for (int r = 0; r < kCount; ++r) {
     V sum = sums[r][0];
     for (int chain = 1; chain < kChains; ++chain) sum += sums[r][chain];
@@ -70,7 +72,10 @@ GK_INLINE void add_scaled(const T* w, int64_t columns, const A* across, A* sums)
   };
   const int64_t vectors = columns / kLanes<A> * kLanes<A>;
   for (int64_t j = 0; j < vectors; j += kLanes<A>) at.template operator()<Vector<A>>(j);
-  for (int64_t j = vectors; j < columns; ++j) at.template operator()<A>(j);
+  for (int64_t j = vectors; j < columns; ++j) {
+    stay_scalar();
+    at.template operator()<A>(j);
+  }
 }
 
 // ---- Runs where inner is more ----
@@ -83,7 +88,10 @@ GK_INLINE void in_periods(int64_t columns, int64_t inner, Body&& body) {
   for (int64_t begin = 0; begin < columns; begin += period) {
     const int64_t length = least(period, columns - begin), vectors = length / kLanes<A> * kLanes<A>;
     for (int64_t j = 0; j < vectors; j += kLanes<A>) body.template operator()<Vector<A>>(begin + j, j);
-    for (int64_t j = vectors; j < length; ++j) body.template operator()<A>(begin + j, j);
+    for (int64_t j = vectors; j < length; ++j) {
+      stay_scalar();
+      body.template operator()<A>(begin + j, j);
+    }
   }
 }
 
@@ -183,7 +191,10 @@ void scale(const void* w_, double sigma, bool large, void* y_, int64_t begin, in
   const A divisor = A(sigma);
   int64_t i = begin;
   const auto one_by_one = [&](int64_t last) GK_LAMBDA_INLINE {
-    for (; i < last; ++i) store(y + i, load<A>(w + i) / divisor);
+    for (; i < last; ++i) {
+      stay_scalar();
+      store(y + i, load<A>(w + i) / divisor);
+    }
   };
   if (large) {
     while (i < end && !streamable(y + i, 0)) one_by_one(i + 1);
@@ -211,7 +222,10 @@ Products backward_sums(const void* dy_, const void* w_, int64_t begin, int64_t e
     for (; i + kChains * kLanes<A> <= last; i += kChains * kLanes<A>)
       for (int chain = 0; chain < kChains; ++chain)
         sums[chain] += load<V>(dy + i + chain * kLanes<A>) * load<V>(w + i + chain * kLanes<A>);
-    for (; i < last; ++i) total += load<A>(dy + i) * load<A>(w + i);
+    for (; i < last; ++i) {
+      stay_scalar();
+      total += load<A>(dy + i) * load<A>(w + i);
+    }
     total += sum_of_lanes<A>((sums[0] + sums[1]) + (sums[2] + sums[3]));
   }
   return {0, 0, total};
@@ -228,7 +242,10 @@ GK_INLINE void with_rank_one(const Matrix& m, const void* along_, const void* ac
       const int64_t first = r * m.columns;
       for (int64_t c = 0; c < vectors; c += kLanes<A>)
         body.template operator()<Vector<A>>(first + c, load<Vector<A>>(along + c) * splat<Vector<A>>(across[r]));
-      for (int64_t c = vectors; c < m.columns; ++c) body.template operator()<A>(first + c, along[c] * across[r]);
+      for (int64_t c = vectors; c < m.columns; ++c) {
+        stay_scalar();
+        body.template operator()<A>(first + c, along[c] * across[r]);
+      }
       after();
     }
     return;
