@@ -80,7 +80,7 @@ template <class A>
 class Rstds {
  public:
   template <class Args>
-  GK_INLINE Rstds(const Args& args, int64_t begin, int64_t end)
+  GK_ONCE_PER_TILE Rstds(const Args& args, int64_t begin, int64_t end)
       : first_(end > begin && is_planar(args) ? begin / args.problem.n : 0),
         count_(end <= begin      ? 0
                : is_planar(args) ? (end - 1) / args.problem.n + 1 - first_
@@ -100,18 +100,25 @@ class Rstds {
   Scratch<double> values_;
 };
 
+// Gives every column what dst has for its channel.
+template <class T, class A>
+GK_ONCE_PER_TILE void repeat(const Tile& tile, const Columns& columns, A* dst) {
+  for (int64_t k = 0; k < tile.channels; ++k) dst[k] = plain(dst[k]);
+  for (int64_t j = tile.channels; j < columns.width; ++j) dst[j] = dst[j - tile.channels];
+  columns.arrange<T>(dst);
+}
+
 // Fills dst with value(channel) for every column.
 template <class T, class A, class Value>
 GK_INLINE void expand(const Tile& tile, const Columns& columns, A* dst, Value&& value) {
-  for (int64_t k = 0; k < tile.channels; ++k) dst[k] = plain(value(tile.first_channel + k));
-  for (int64_t j = tile.channels; j < columns.width; ++j) dst[j] = dst[j - tile.channels];
-  columns.arrange<T>(dst);
+  for (int64_t k = 0; k < tile.channels; ++k) dst[k] = value(tile.first_channel + k);
+  repeat<T>(tile, columns, dst);
 }
 
 // Adds up the columns of each channel into the partial results [slots, C]; in double, since where a tile has one
 // channel all its columns are one chain.
 template <class T, class A>
-GK_INLINE void fold(const Problem& p, const Tile& tile, const Columns& columns, A* column_sums, A* partial) {
+GK_ONCE_PER_TILE void fold(const Problem& p, const Tile& tile, const Columns& columns, A* column_sums, A* partial) {
   A* dst = partial + tile.slot * p.c + tile.first_channel;
   columns.restore<T>(column_sums);
   if (columns.width == tile.channels) {
@@ -149,7 +156,7 @@ struct Affine {
   int64_t sample = -1, channel = -1, width = -1;  // of what the columns hold
 
   template <class Args>
-  GK_INLINE void fill(const Args& args, const Tile& tile, const Columns& columns) {
+  GK_ONCE_PER_TILE void fill(const Args& args, const Tile& tile, const Columns& columns) {
     if (sample == tile.sample && channel == tile.first_channel && width == columns.width) return;
     sample = tile.sample, channel = tile.first_channel, width = columns.width;
     const int64_t row = args.problem.row_of(tile.sample) * args.problem.c;

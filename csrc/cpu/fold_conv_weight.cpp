@@ -28,7 +28,10 @@ GK_INLINE void fold_tap(const Problem& p, const Row<S>& row, int y, int x, Store
   const auto all = [&](auto sum) GK_LAMBDA_INLINE {
     int64_t j = 0;
     for (; j + kLanes<A> <= row.count; j += kLanes<A>) store(j, sum.template operator()<Vector<A>>(j) * factor);
-    for (; j < row.count; ++j) store(j, sum.template operator()<A>(j) * factor);
+    for (; j < row.count; ++j) {
+      stay_scalar();
+      store(j, sum.template operator()<A>(j) * factor);
+    }
   };
   // One source in a corner, two on an edge, four elsewhere.
   if (many == 1)
@@ -49,8 +52,10 @@ GK_INLINE void transpose(const S* from, int64_t from_stride, int64_t many_j, int
     for (int64_t q = 0; q < many_q; q += kSide) {
       if (j + kSide > many_j || q + kSide > many_q) {
         for (int64_t jj = j; jj < many_j && jj < j + kSide; ++jj)
-          for (int64_t qq = q; qq < many_q && qq < q + kSide; ++qq)
+          for (int64_t qq = q; qq < many_q && qq < q + kSide; ++qq) {
+            stay_scalar();
             store(to + qq * to_stride + jj, load<A>(from + jj * from_stride + qq));
+          }
         continue;
       }
       A square[kSide][kSide];

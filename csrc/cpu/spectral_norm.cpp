@@ -30,8 +30,10 @@ GK_INLINE void dot(const T* w, int64_t columns, const A* along, A* across) {
     for (int r = 0; r < kCount; ++r) sums[r][0] += load<V>(w + r * columns + j) * x;
   }
   A rest[kCount] = {};
-  for (; j < columns; ++j)
+  for (; j < columns; ++j) {
+    stay_scalar();
     for (int r = 0; r < kCount; ++r) rest[r] += load<A>(w + r * columns + j) * along[j];
+  }
   for (int r = 0; r < kCount; ++r) {
     V sum = sums[r][0];
     for (int chain = 1; chain < kChains; ++chain) sum += sums[r][chain];
@@ -48,7 +50,10 @@ GK_INLINE void add_scaled(const T* w, int64_t columns, const A* across, A* sums)
   };
   const int64_t vectors = columns / kLanes<A> * kLanes<A>;
   for (int64_t j = 0; j < vectors; j += kLanes<A>) at.template operator()<Vector<A>>(j);
-  for (int64_t j = vectors; j < columns; ++j) at.template operator()<A>(j);
+  for (int64_t j = vectors; j < columns; ++j) {
+    stay_scalar();
+    at.template operator()<A>(j);
+  }
 }
 
 // ---- The power iteration ----
@@ -120,7 +125,10 @@ void scale(const void* w_, double sigma, bool large, void* y_, int64_t begin, in
   const A divisor = A(sigma);
   int64_t i = begin;
   const auto one_by_one = [&](int64_t last) GK_LAMBDA_INLINE {
-    for (; i < last; ++i) store(y + i, load<A>(w + i) / divisor);
+    for (; i < last; ++i) {
+      stay_scalar();
+      store(y + i, load<A>(w + i) / divisor);
+    }
   };
   if (large) {
     while (i < end && !streamable(y + i, 0)) one_by_one(i + 1);

@@ -18,7 +18,10 @@ GK_INLINE void with_rank_one(const Matrix& m, const void* along_, const void* ac
       const int64_t first = r * m.columns;
       for (int64_t c = 0; c < vectors; c += kLanes<A>)
         body.template operator()<Vector<A>>(first + c, load<Vector<A>>(along + c) * splat<Vector<A>>(across[r]));
-      for (int64_t c = vectors; c < m.columns; ++c) body.template operator()<A>(first + c, along[c] * across[r]);
+      for (int64_t c = vectors; c < m.columns; ++c) {
+        stay_scalar();
+        body.template operator()<A>(first + c, along[c] * across[r]);
+      }
       after();
     }
     return;
@@ -51,7 +54,10 @@ Products backward_sums(const void* dy_, const void* w_, int64_t begin, int64_t e
     for (; i + kChains * kLanes<A> <= last; i += kChains * kLanes<A>)
       for (int chain = 0; chain < kChains; ++chain)
         sums[chain] += load<V>(dy + i + chain * kLanes<A>) * load<V>(w + i + chain * kLanes<A>);
-    for (; i < last; ++i) total += load<A>(dy + i) * load<A>(w + i);
+    for (; i < last; ++i) {
+      stay_scalar();
+      total += load<A>(dy + i) * load<A>(w + i);
+    }
     total += sum_of_lanes<A>((sums[0] + sums[1]) + (sums[2] + sums[3]));
   }
   return {0, 0, total};

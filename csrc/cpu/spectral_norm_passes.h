@@ -51,7 +51,10 @@ GK_INLINE void in_periods(int64_t columns, int64_t inner, Body&& body) {
   for (int64_t begin = 0; begin < columns; begin += period) {
     const int64_t length = least(period, columns - begin), vectors = length / kLanes<A> * kLanes<A>;
     for (int64_t j = 0; j < vectors; j += kLanes<A>) body.template operator()<Vector<A>>(begin + j, j);
-    for (int64_t j = vectors; j < length; ++j) body.template operator()<A>(begin + j, j);
+    for (int64_t j = vectors; j < length; ++j) {
+      stay_scalar();
+      body.template operator()<A>(begin + j, j);
+    }
   }
 }
 

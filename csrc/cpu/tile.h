@@ -31,7 +31,7 @@ struct Columns {
   int64_t stepped;    // columns that whole steps cover
 
   template <class T>
-  static GK_INLINE Columns of(const Tile& tile) {
+  static GK_ONCE_PER_TILE Columns of(const Tile& tile) {
     constexpr int64_t step = kStep<T>;
     const int64_t total = tile.channels * tile.rows;
     int64_t width = tile.channels;
@@ -54,14 +54,14 @@ struct Columns {
 
   // Brings values that stand column by column into that order, and back.
   template <class T, class A>
-  GK_INLINE void arrange(A* values) const {
+  GK_ONCE_PER_TILE void arrange(A* values) const {
     in_steps<T>(values, [](const A* from, A* to, int64_t half, int64_t i) GK_LAMBDA_INLINE {
       to[i] = from[2 * i];
       to[half + i] = from[2 * i + 1];
     });
   }
   template <class T, class A>
-  GK_INLINE void restore(A* values) const {
+  GK_ONCE_PER_TILE void restore(A* values) const {
     in_steps<T>(values, [](const A* from, A* to, int64_t half, int64_t i) GK_LAMBDA_INLINE {
       to[2 * i] = from[i];
       to[2 * i + 1] = from[half + i];
@@ -135,7 +135,10 @@ GK_INLINE void sweep(const Columns& columns, const T* const (&in)[kIn], const Ac
       int64_t j = 0;
       for (; j < columns.stepped; j += kStep<T>) step.template operator()<Vector<A>, kRegisters<T>, kStream>(e + j, j);
       for (; j + kLanes<A> <= width; j += kLanes<A>) step.template operator()<Vector<A>, 1, false>(e + j, j);
-      for (; j < width; ++j) step.template operator()<A, 1, false>(e + j, j);
+      for (; j < width; ++j) {
+        stay_scalar();
+        step.template operator()<A, 1, false>(e + j, j);
+      }
     }
   };
   for (const T* result : out) past_cache = past_cache && streamable_steps(result, width);
@@ -144,13 +147,25 @@ GK_INLINE void sweep(const Columns& columns, const T* const (&in)[kIn], const Ac
   } else {
     rows.template operator()<false>();
   }
-  for (int64_t j = 0; j < columns.remainder; ++j)
+  for (int64_t j = 0; j < columns.remainder; ++j) {
+    stay_scalar();
     step.template operator()<A, 1, false>(columns.rows * width + j, columns.template place<T>(j));
+  }
 }
 
 template <class A>
 GK_INLINE void clear(A* columns, int64_t width) {
   for (int64_t j = 0; j < width; ++j) columns[j] = 0;
+}
+
+template <class A>
+GK_INLINE void add_columns(A* to, const A* from, int64_t width) {
+  int64_t j = 0;
+  for (; j + kLanes<A> <= width; j += kLanes<A>) add(to + j, load<Vector<A>>(from + j));
+  for (; j < width; ++j) {
+    stay_scalar();
+    to[j] += from[j];
+  }
 }
 
 // Rows whose numbers are added one after the other; the sums of such runs are then added up. The rounding error of a
@@ -190,7 +205,10 @@ GK_INLINE void sweep_sums(const Columns& columns, const T* const (&in)[kIn],
     int64_t j = 0;
     for (; j < columns.stepped; j += kStep<T>) strip.template operator()<Vector<A>, kRegisters<T>, kRows>(e + j, j);
     for (; j + kLanes<A> <= width; j += kLanes<A>) strip.template operator()<Vector<A>, 1, kRows>(e + j, j);
-    for (; j < width; ++j) strip.template operator()<A, 1, kRows>(e + j, j);
+    for (; j < width; ++j) {
+      stay_scalar();
+      strip.template operator()<A, 1, kRows>(e + j, j);
+    }
   };
   for (A* sum : total) clear(sum, width);
   int64_t row = 0;
@@ -200,10 +218,11 @@ GK_INLINE void sweep_sums(const Columns& columns, const T* const (&in)[kIn],
     for (; row + kStrip <= end; row += kStrip) rows_at.template operator()<kStrip>(row);
     for (; row < end; ++row) rows_at.template operator()<1>(row);
     if (row == columns.rows)
-      for (int64_t j = 0; j < columns.remainder; ++j)
+      for (int64_t j = 0; j < columns.remainder; ++j) {
+        stay_scalar();
         strip.template operator()<A, 1, 1>(row * width + j, columns.template place<T>(j));
-    for (int k = 0; k < kSums; ++k)
-      for (int64_t j = 0; j < width; ++j) total[k][j] += run[k][j];
+      }
+    for (int k = 0; k < kSums; ++k) add_columns(total[k], run[k], width);
   } while (row < columns.rows);
 }
 
