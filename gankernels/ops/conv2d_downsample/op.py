@@ -70,10 +70,11 @@ def conv2d_downsample(
         )
     refuse_transforms(_OP, x, weight, *(() if bias is None else (bias,)))
     pixels = x.shape[0] * size[0] * size[1]
-    return _ROUTES[route((weight.shape[2], weight.shape[3]), call.padding, pixels, x.device.type).name](call)
+    kernel_size = (weight.shape[2], weight.shape[3])
+    return _ROUTES[route(kernel_size, call.padding, pixels, x.device.type, call.channels_last).name](call)
 
 
-def route(kernel_size: tuple[int, int], padding: Padding, pixels: int, device: str) -> Route:
+def route(kernel_size: tuple[int, int], padding: Padding, pixels: int, device: str, channels_last: bool) -> Route:
     """Which way a call goes, and why.
 
     Args:
@@ -81,17 +82,20 @@ def route(kernel_size: tuple[int, int], padding: Padding, pixels: int, device: s
         padding: (left, right, top, bottom).
         pixels: of the output, over the batch.
         device: the device type.
+        channels_last: the output's layout.
     """
     return route_of(
         kernel_size,
         padding,
         pixels,
         device,
+        channels_last,
         small_side="a 1x1 convolution commutes with a mean",
+        boxed="means of 2x2 before a convolution of stride 2",
         folded="one convolution of stride 2",
     )
 
 
-_ROUTES = {"folded": library.folded, "small side": library.small_side, "plain": library.plain}
+_ROUTES = {"folded": library.folded, "boxed": library.boxed, "small side": library.small_side, "plain": library.plain}
 
 register_op(_OP, {}, lambda ops: {}, impls=("library",))

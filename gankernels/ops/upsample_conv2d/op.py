@@ -65,10 +65,11 @@ def upsample_conv2d(
         )
     refuse_transforms(_OP, x, weight, *(() if bias is None else (bias,)))
     pixels = x.shape[0] * x.shape[2] * x.shape[3]
-    return _ROUTES[route((weight.shape[2], weight.shape[3]), call.padding, pixels, x.device.type).name](call)
+    kernel_size = (weight.shape[2], weight.shape[3])
+    return _ROUTES[route(kernel_size, call.padding, pixels, x.device.type, call.channels_last).name](call)
 
 
-def route(kernel_size: tuple[int, int], padding: Padding, pixels: int, device: str) -> Route:
+def route(kernel_size: tuple[int, int], padding: Padding, pixels: int, device: str, channels_last: bool) -> Route:
     """Which way a call goes, and why.
 
     Args:
@@ -76,6 +77,7 @@ def route(kernel_size: tuple[int, int], padding: Padding, pixels: int, device: s
         padding: (left, right, top, bottom).
         pixels: of x, over the batch.
         device: the device type.
+        channels_last: the output's layout.
     """
     too_wide = f"padding {max(padding)} makes rows of zeros that a transposed convolution cannot"
     return route_of(
@@ -83,12 +85,15 @@ def route(kernel_size: tuple[int, int], padding: Padding, pixels: int, device: s
         padding,
         pixels,
         device,
+        channels_last,
         small_side="a 1x1 convolution commutes with nearest x2",
+        boxed="sums of 2x2 behind a transposed convolution of stride 2",
         folded="one transposed convolution of stride 2",
         why_not=too_wide if max(padding) > kernel_size[0] - 1 else None,
+        can_box=max(padding) < kernel_size[0] - 1,
     )
 
 
-_ROUTES = {"folded": library.folded, "small side": library.small_side, "plain": library.plain}
+_ROUTES = {"folded": library.folded, "boxed": library.boxed, "small side": library.small_side, "plain": library.plain}
 
 register_op(_OP, {}, lambda ops: {}, impls=("library",))
