@@ -178,19 +178,41 @@ def test_autocast(op):
     ids=str,
 )
 def test_route(op, kernel, padding, name, reason):
-    chosen = op.route(kernel, padding, 65, "cpu")
+    chosen = op.route(kernel, padding, 65, "cpu", False)
     assert chosen.name == name
     assert reason in chosen.reason
+    assert op.route(kernel, padding, 65, "cuda", True) == chosen
+
+
+@pytest.mark.parametrize(
+    ("op", "kernel", "padding", "name"),
+    [
+        (UP, (3, 3), (1, 1, 1, 1), "boxed"),
+        (UP, (5, 5), (0, 3, 2, 1), "boxed"),
+        (UP, (5, 5), (4, 0, 1, 2), "folded"),
+        (DOWN, (3, 3), (1, 1, 1, 1), "boxed"),
+        (DOWN, (3, 3), (5, 5, 0, 3), "boxed"),
+        (DOWN, (1, 1), (1, 1, 1, 1), "boxed"),
+        *((op, (1, 1), (0, 0, 0, 0), "small side") for op in (UP, DOWN)),
+        *((op, (4, 4), (1, 1, 1, 1), "plain") for op in (UP, DOWN)),
+    ],
+    ids=str,
+)
+def test_route_in_channels_last_on_a_cpu(op, kernel, padding, name):
+    for pixels in (1, 65):
+        chosen = op.route(kernel, padding, pixels, "cpu", True)
+        assert chosen.name == name
+    assert name != "boxed" or "2x2" in chosen.reason
 
 
 @both
 def test_few_pixels_take_the_two_steps_on_a_cpu(op, monkeypatch):
     monkeypatch.setattr(_resampled_convolution, "FEW_PIXELS", 64)
-    chosen = op.route((3, 3), (1, 1, 1, 1), 64, "cpu")
+    chosen = op.route((3, 3), (1, 1, 1, 1), 64, "cpu", False)
     assert chosen.name == "plain"
     assert "64 pixels on the small side" in chosen.reason
-    assert op.route((3, 3), (1, 1, 1, 1), 64, "cuda").name == "folded"
-    assert op.route((1, 1), (0, 0, 0, 0), 64, "cpu").name == "small side"
+    assert op.route((3, 3), (1, 1, 1, 1), 64, "cuda", False).name == "folded"
+    assert op.route((1, 1), (0, 0, 0, 0), 64, "cpu", False).name == "small side"
 
 
 @both

@@ -29,16 +29,13 @@ def folded(call: Call) -> Tensor:
 def boxed(call: Call) -> Tensor:
     """Nearest x2 is zeros between the pixels and a box of 2x2, which commutes with the convolution."""
     rows, columns = _cropped(call)
+    weight = transposed_weight(call.weight, call.channels_last)
+    y = box_sum(convolution(call.x, weight, stride=(2, 2), padding=(rows - 1, columns - 1), transposed=True))
     bias = call.convolution_bias()
-    y = convolution(
-        call.x,
-        transposed_weight(call.weight, call.channels_last),
-        None if bias is None else bias / 4,
-        stride=(2, 2),
-        padding=(rows - 1, columns - 1),
-        transposed=True,
-    )
-    return call.activated(_rest_cropped(call, box_sum(y)))
+    if bias is not None:
+        # Not before the sum: its gradient would be one of sums.
+        y = y.add_(bias[:, None, None])
+    return call.activated(_rest_cropped(call, y))
 
 
 def _cropped(call: Call) -> tuple[int, int]:
