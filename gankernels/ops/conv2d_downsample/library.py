@@ -8,6 +8,7 @@ from torch import Tensor
 from gankernels.ops._box_filter import box_mean
 from gankernels.ops._convolution import convolution
 from gankernels.ops._resampled_convolution import Call
+from gankernels.ops._saved import saved_as
 from gankernels.ops.fold_conv_weight.kept import folded_weight
 
 
@@ -23,9 +24,13 @@ def boxed(call: Call) -> Tensor:
     x, (rows, columns) = _padded(call)
     if not (rows and columns):
         x, rows, columns = F.pad(x, (columns, columns, rows, rows)) if rows or columns else x, 0, 0
-    means = box_mean(x, full=rows > 0)
+    full = rows > 0
+    means = box_mean(x, full=full)
     padding = (max(rows - 1, 0), max(columns - 1, 0))
-    return call.activated(convolution(means, call.weight, call.convolution_bias(), stride=(2, 2), padding=padding))
+    # x is in memory for another backward, of the activation that it came from.
+    with saved_as(means, x, lambda x: box_mean(x, full=full)):
+        y = convolution(means, call.weight, call.convolution_bias(), stride=(2, 2), padding=padding)
+    return call.activated(y)
 
 
 def small_side(call: Call) -> Tensor:
