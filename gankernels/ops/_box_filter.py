@@ -57,6 +57,5 @@ def _formulas(ops: SimpleNamespace) -> Formulas:
 
 
 define(_NAMESPACE, SCHEMAS, lambda: sys.modules[__name__])
-register_formulas(
-    "box_filter", _NAMESPACE, _formulas(SimpleNamespace(box_filter=torch.ops.gankernels_library.box_filter))
-)
+_ops = SimpleNamespace(box_filter=torch.ops.gankernels_library.box_filter)
+register_formulas("box_filter", _NAMESPACE, _formulas(_ops))

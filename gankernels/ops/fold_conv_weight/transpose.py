@@ -47,4 +47,5 @@ def _formulas(ops: SimpleNamespace) -> Formulas:
 
 
 if _native.extension is not None:
-    register_formulas("transpose_conv_weight", "gankernels", _formulas(torch.ops.gankernels))
+    _ops = SimpleNamespace(transpose_conv_weight=torch.ops.gankernels.transpose_conv_weight)
+    register_formulas("transpose_conv_weight", "gankernels", _formulas(_ops))
