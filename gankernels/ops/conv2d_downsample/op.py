@@ -27,7 +27,8 @@ def conv2d_downsample(
     """``act(avg_pool2d(conv2d(x, weight, bias, padding), 2))`` without the picture in between.
 
     A 3x3 convolution and a 2x2 mean are one 4x4 convolution of stride 2, exactly, with 2.25 times fewer
-    multiplications; K x K becomes (K+1) x (K+1). See :func:`gankernels.ops.fold_conv_weight` and :func:`route`.
+    multiplications; K x K becomes (K+1) x (K+1). See :func:`gankernels.ops.fold_conv_weight` and :func:`route`. On a
+    CPU in channels_last the kernel stays K x K, with 4 times fewer, and a 2x2 box filter runs on the large side.
     The mean drops a last odd row or column, as torch's does.
 
     Args:
@@ -44,8 +45,9 @@ def conv2d_downsample(
 
     Returns:
         y in x's dtype, channels_last where x or weight is. Differentiable to any order in x, weight and bias, and
-        twice with an activation. Saved for backward: x, the folded weight, and y where there is an activation (x and
-        bias of :func:`bias_act` for a smooth one). Weight gradients obey :func:`gankernels.no_weight_gradients`.
+        twice with an activation. Saved for backward: x, the weight as it is convolved (folded, or not), and y where
+        there is an activation (x and bias of :func:`bias_act` for a smooth one). Weight gradients obey
+        :func:`gankernels.no_weight_gradients`.
 
     Raises:
         InputError: a shape, dtype, device, number or name is not as above.

@@ -27,7 +27,8 @@ def upsample_conv2d(
     """``act(conv2d(nearest_x2(x), weight, bias, padding))`` without the picture in between.
 
     Nearest x2 and a 3x3 convolution are one 4x4 transposed convolution of stride 2, exactly, with 2.25 times fewer
-    multiplications; K x K becomes (K+1) x (K+1). See :func:`gankernels.ops.fold_conv_weight` and :func:`route`.
+    multiplications; K x K becomes (K+1) x (K+1). See :func:`gankernels.ops.fold_conv_weight` and :func:`route`. On a
+    CPU in channels_last the kernel stays K x K, with 4 times fewer, and a 2x2 box filter runs on the large side.
 
     Args:
         x: contiguous or channels_last, in fp32, bf16, fp16 or fp64; other strides are copied.
@@ -42,8 +43,9 @@ def upsample_conv2d(
 
     Returns:
         y in x's dtype, channels_last where x or weight is. Differentiable to any order in x, weight and bias, and
-        twice with an activation. Saved for backward: x, the folded weight, and y where there is an activation (x and
-        bias of :func:`bias_act` for a smooth one). Weight gradients obey :func:`gankernels.no_weight_gradients`.
+        twice with an activation. Saved for backward: x, the weight as it is convolved (folded, or not), and y where
+        there is an activation (x and bias of :func:`bias_act` for a smooth one). Weight gradients obey
+        :func:`gankernels.no_weight_gradients`.
 
     Raises:
         InputError: a shape, dtype, device, number or name is not as above.
