@@ -89,8 +89,8 @@ class ResBlockDown(nn.Module):
 
     ``out = skip(pool(x)) + pool(conv2(relu(conv1(relu(x)))))``, with pool for a 2x2 mean.
 
-    conv2 and pool are one op, :func:`gankernels.ops.conv2d_downsample`, and the 1x1 skip runs on the small side. conv1's
-    bias comes with the ReLU behind it, and conv2's with the skip's.
+    conv2 and pool are one op, :func:`gankernels.ops.conv2d_downsample`, and the 1x1 skip runs on the small side.
+    conv1's bias comes with the ReLU behind it, and conv2's with the skip's.
 
     Args:
         c_in, c_out: channels.

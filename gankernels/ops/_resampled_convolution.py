@@ -21,6 +21,9 @@ Padding = tuple[int, int, int, int]
 #: its transpose cost by the weight, what they save by the pixels; the number of channels hardly matters.
 FEW_PIXELS = 64
 
+#: Channels of the small side from which a box filter on the large side costs less than the products that it saves.
+BOX_CHANNELS = 64
+
 
 class Route(NamedTuple):
     """How a call is computed, and why.
@@ -120,8 +123,9 @@ def route_of(
     padding: Padding,
     pixels: int,
     device: str,
-    channels_last: bool,
     *,
+    channels: int,
+    channels_last: bool,
     small_side: str,
     boxed: str,
     folded: str,
@@ -135,6 +139,7 @@ def route_of(
         padding: (left, right, top, bottom).
         pixels: of the small side, over the batch.
         device: the device type.
+        channels: of the small side.
         channels_last: the output's layout.
         small_side, boxed, folded: the op's reasons for these routes.
         why_not: the op's own reason not to fold with this padding, or None.
@@ -146,7 +151,7 @@ def route_of(
         if reason is not None:
             return Route("plain", reason)
     # Measured on a CPU alone, whose contiguous box filter is slow.
-    if device == "cpu" and channels_last and can_box and pixels > 0:
+    if device == "cpu" and channels_last and can_box and channels >= BOX_CHANNELS and pixels > 0:
         return Route("boxed", boxed)
     few = _too_few_pixels(pixels, device)
     return Route("folded", folded) if few is None else Route("plain", few)

@@ -13,7 +13,7 @@ import gankernels
 from gankernels import _native
 from gankernels.nn import SpectralNormGroup, UpsampleConv2d, spectral_norm
 from gankernels.nn import spectral_norm_group as group_module
-from gankernels.ops import conv2d_downsample, upsample_conv2d
+from gankernels.ops import _resampled_convolution, conv2d_downsample, upsample_conv2d
 from gankernels.ops._box_filter import box_mean, box_sum
 from gankernels.ops.fold_conv_weight import kept
 from gankernels.ops.fold_conv_weight.transpose import transpose_conv_weight
@@ -21,6 +21,11 @@ from gankernels.ops.fold_conv_weight.transpose import transpose_conv_weight
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 layouts = pytest.mark.parametrize("layout", LAYOUTS)
 needs_extension = pytest.mark.skipif(_native.extension is None, reason=f"no native extension: {_native.why_no_cpu}")
+
+
+@pytest.fixture(autouse=True)
+def with_few_channels(monkeypatch):
+    monkeypatch.setattr(_resampled_convolution, "BOX_CHANNELS", 0)
 
 
 def drawn(*shape, layout="channels_last", dtype=torch.float64):

@@ -20,9 +20,10 @@ both = pytest.mark.parametrize("op", [UP, DOWN], ids=str)
 
 @pytest.fixture(autouse=True, scope="module")
 def folded_at_any_size():
-    """The pictures here are small, and what is tested is the fold."""
+    """The tensors here are small, and what is tested is the fold, and in channels_last the box filter."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_resampled_convolution, "FEW_PIXELS", 0)
+        patch.setattr(_resampled_convolution, "BOX_CHANNELS", 0)
         yield
 
 
@@ -178,10 +179,10 @@ def test_autocast(op):
     ids=str,
 )
 def test_route(op, kernel, padding, name, reason):
-    chosen = op.route(kernel, padding, 65, "cpu", False)
+    chosen = op.route(kernel, padding, 65, "cpu", channels=64, channels_last=False)
     assert chosen.name == name
     assert reason in chosen.reason
-    assert op.route(kernel, padding, 65, "cuda", True) == chosen
+    assert op.route(kernel, padding, 65, "cuda", channels=64, channels_last=True) == chosen
 
 
 @pytest.mark.parametrize(
@@ -200,19 +201,29 @@ def test_route(op, kernel, padding, name, reason):
 )
 def test_route_in_channels_last_on_a_cpu(op, kernel, padding, name):
     for pixels in (1, 65):
-        chosen = op.route(kernel, padding, pixels, "cpu", True)
+        chosen = op.route(kernel, padding, pixels, "cpu", channels=64, channels_last=True)
         assert chosen.name == name
     assert name != "boxed" or "2x2" in chosen.reason
 
 
 @both
+def test_few_channels_are_folded(op, monkeypatch):
+    monkeypatch.setattr(_resampled_convolution, "BOX_CHANNELS", 64)
+    for channels, name in ((63, "folded"), (64, "boxed")):
+        assert op.route((3, 3), (1, 1, 1, 1), 65, "cpu", channels=channels, channels_last=True).name == name
+    tensors = operands(2, 3, 4, (5, 4), layout="channels_last")
+    for got, want in zip(with_gradients(op.ours, tensors), with_gradients(op.stock, tensors), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-11)
+
+
+@both
 def test_few_pixels_take_the_two_steps_on_a_cpu(op, monkeypatch):
     monkeypatch.setattr(_resampled_convolution, "FEW_PIXELS", 64)
-    chosen = op.route((3, 3), (1, 1, 1, 1), 64, "cpu", False)
+    chosen = op.route((3, 3), (1, 1, 1, 1), 64, "cpu", channels=64, channels_last=False)
     assert chosen.name == "plain"
     assert "64 pixels on the small side" in chosen.reason
-    assert op.route((3, 3), (1, 1, 1, 1), 64, "cuda", False).name == "folded"
-    assert op.route((1, 1), (0, 0, 0, 0), 64, "cpu", False).name == "small side"
+    assert op.route((3, 3), (1, 1, 1, 1), 64, "cuda", channels=64, channels_last=False).name == "folded"
+    assert op.route((1, 1), (0, 0, 0, 0), 64, "cpu", channels=64, channels_last=False).name == "small side"
 
 
 @both

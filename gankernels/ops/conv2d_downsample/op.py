@@ -72,11 +72,20 @@ def conv2d_downsample(
         )
     refuse_transforms(_OP, x, weight, *(() if bias is None else (bias,)))
     pixels = x.shape[0] * size[0] * size[1]
-    kernel_size = (weight.shape[2], weight.shape[3])
-    return _ROUTES[route(kernel_size, call.padding, pixels, x.device.type, call.channels_last).name](call)
+    chosen = route(
+        (weight.shape[2], weight.shape[3]),
+        call.padding,
+        pixels,
+        x.device.type,
+        channels=weight.shape[0],
+        channels_last=call.channels_last,
+    )
+    return _ROUTES[chosen.name](call)
 
 
-def route(kernel_size: tuple[int, int], padding: Padding, pixels: int, device: str, channels_last: bool) -> Route:
+def route(
+    kernel_size: tuple[int, int], padding: Padding, pixels: int, device: str, *, channels: int, channels_last: bool
+) -> Route:
     """Which way a call goes, and why.
 
     Args:
@@ -84,6 +93,7 @@ def route(kernel_size: tuple[int, int], padding: Padding, pixels: int, device: s
         padding: (left, right, top, bottom).
         pixels: of the output, over the batch.
         device: the device type.
+        channels: of the output.
         channels_last: the output's layout.
     """
     return route_of(
@@ -91,7 +101,8 @@ def route(kernel_size: tuple[int, int], padding: Padding, pixels: int, device: s
         padding,
         pixels,
         device,
-        channels_last,
+        channels=channels,
+        channels_last=channels_last,
         small_side="a 1x1 convolution commutes with a mean",
         boxed="means of 2x2 before a convolution of stride 2",
         folded="one convolution of stride 2",

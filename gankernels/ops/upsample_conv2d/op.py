@@ -67,11 +67,20 @@ def upsample_conv2d(
         )
     refuse_transforms(_OP, x, weight, *(() if bias is None else (bias,)))
     pixels = x.shape[0] * x.shape[2] * x.shape[3]
-    kernel_size = (weight.shape[2], weight.shape[3])
-    return _ROUTES[route(kernel_size, call.padding, pixels, x.device.type, call.channels_last).name](call)
+    chosen = route(
+        (weight.shape[2], weight.shape[3]),
+        call.padding,
+        pixels,
+        x.device.type,
+        channels=weight.shape[1],
+        channels_last=call.channels_last,
+    )
+    return _ROUTES[chosen.name](call)
 
 
-def route(kernel_size: tuple[int, int], padding: Padding, pixels: int, device: str, channels_last: bool) -> Route:
+def route(
+    kernel_size: tuple[int, int], padding: Padding, pixels: int, device: str, *, channels: int, channels_last: bool
+) -> Route:
     """Which way a call goes, and why.
 
     Args:
@@ -79,6 +88,7 @@ def route(kernel_size: tuple[int, int], padding: Padding, pixels: int, device: s
         padding: (left, right, top, bottom).
         pixels: of x, over the batch.
         device: the device type.
+        channels: of x.
         channels_last: the output's layout.
     """
     too_wide = f"padding {max(padding)} makes rows of zeros that a transposed convolution cannot"
@@ -87,7 +97,8 @@ def route(kernel_size: tuple[int, int], padding: Padding, pixels: int, device: s
         padding,
         pixels,
         device,
-        channels_last,
+        channels=channels,
+        channels_last=channels_last,
         small_side="a 1x1 convolution commutes with nearest x2",
         boxed="sums of 2x2 behind a transposed convolution of stride 2",
         folded="one transposed convolution of stride 2",
