@@ -11,7 +11,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import gankernels
 from gankernels import _native
-from gankernels.nn import SpectralNormGroup, UpsampleConv2d, spectral_norm
+from gankernels.nn import DownsampleConv2d, SpectralNormGroup, UpsampleConv2d, spectral_norm
 from gankernels.nn import spectral_norm_group as group_module
 from gankernels.ops import _resampled_convolution, conv2d_downsample, upsample_conv2d
 from gankernels.ops._box_filter import box_mean, box_sum
@@ -121,3 +121,21 @@ def test_groups_keep_transposed_weights(monkeypatch):
 
 def drawn_as(seed):
     return torch.randn(2, 2, 5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("kind", ["r1", "wgan-gp"])
+def test_penalty_by_the_engine(kind):
+    torch.manual_seed(0)
+    discriminator = torch.nn.Sequential(
+        DownsampleConv2d(2, 3, activation="lrelu"), UpsampleConv2d(3, 2, activation="relu"), torch.nn.Flatten()
+    )
+    discriminator.append(torch.nn.Linear(2 * 6 * 6, 1)).double().to(memory_format=torch.channels_last)
+    real, fake = (torch.randn(3, 2, 6, 6, dtype=torch.float64) for _ in range(2))
+    gradients = []
+    for method in ("fused", "double_backward"):
+        generator = torch.Generator().manual_seed(1)
+        penalty = gankernels.gradient_penalty(discriminator, real, fake, kind=kind, method=method, generator=generator)
+        gradients.append(torch.autograd.grad(penalty, list(discriminator.parameters()), allow_unused=True))
+    for got, want in zip(*gradients, strict=True):
+        if want is not None:
+            torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
