@@ -11,10 +11,11 @@ from torch import Tensor
 
 Hook = Callable[[Any], Any]
 
-# None where a version of torch has no such question: then the tensor itself is saved.
+# None where a version of torch has no such questions: then the tensor itself is saved.
 _hooks_around: Callable[[bool], tuple[Hook, Hook] | None] | None = getattr(
     torch._C._autograd, "_top_saved_tensors_default_hooks", None
 )
+_hooks_allowed: Callable[[], bool] | None = getattr(torch._C._autograd, "_saved_tensors_hooks_is_enabled", None)
 
 
 class _Saved(NamedTuple):
@@ -30,14 +31,18 @@ def saved_as(t: Tensor, source: Tensor, make: Callable[[Tensor], Tensor]) -> Ite
 
     For what is large, cheap to make, and made of a tensor that somebody saves in any case. Gradients pass through ``t``
     as they do without: any order of differentiation. What is saved may not be changed in place, which raises.
-    ``saved_tensors_hooks`` that stand around the block get what is saved here too. torch.compile decides for itself.
+    ``saved_tensors_hooks`` that stand around the block get what is saved here too. torch.compile decides for itself, and
+    where such hooks are disabled ``t`` is saved.
 
     Args:
         t: a result that the op takes.
         source: what it was made from.
         make: makes it again, to the same bits; its gradients are not recorded.
     """
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled() or _hooks_around is None:
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        yield
+        return
+    if _hooks_around is None or _hooks_allowed is None or not _hooks_allowed():
         yield
         return
     pack_around, unpack_around = _hooks_around(True) or (None, None)

@@ -69,21 +69,23 @@ def test_each_border_of_outputs_and_gradients(op, layout, kernel, size, poisoned
 
 
 @both
+@layouts
 @pytest.mark.parametrize("kernel", [(1, 1), (3, 3), (2, 2)], ids=str)
 @pytest.mark.parametrize("activation", ["none", "lrelu", "silu"])
-def test_gradcheck_and_gradgradcheck(op, kernel, activation):
-    tensors = operands(1, 2, 2, (4, 3), kernel)
+def test_gradcheck_and_gradgradcheck(op, layout, kernel, activation):
+    tensors = operands(1, 2, 2, (4, 3), kernel, layout=layout)
     padding = (kernel[0] // 2,) * 4
     assert gradcheck(lambda *t: op.ours(*t, padding=padding, activation=activation), tensors, fast_mode=True)
     assert gradgradcheck(lambda *t: op.ours(*t, padding=padding, activation=activation), tensors, fast_mode=True)
 
 
 @both
-def test_third_order(op):
+@layouts
+def test_third_order(op, layout):
     results = []
     for function in (op.ours, op.stock):
         torch.manual_seed(0)
-        x, weight, _ = operands(1, 2, 3, (4, 4))
+        x, weight, _ = operands(1, 2, 3, (4, 4), layout=layout)
         (dx,) = torch.autograd.grad(function(x, weight, None).pow(4).sum(), x, create_graph=True)
         (ddx,) = torch.autograd.grad(dx.square().sum(), weight, create_graph=True)
         results.append(torch.autograd.grad(ddx.square().sum(), (x, weight)))
@@ -248,8 +250,9 @@ def test_compile_fullgraph(op, activation):
 
 
 @both
-def test_a_compiled_penalty_is_right(op):
-    x, weight, bias = operands(2, 2, 3, (4, 4))
+@layouts
+def test_a_compiled_penalty_is_right(op, layout):
+    x, weight, bias = operands(2, 2, 3, (4, 4), layout=layout)
 
     def penalty(function, x, weight):
         y = function(x, weight, bias, activation="lrelu")

@@ -90,6 +90,14 @@ def test_hooks_around_see_what_is_saved(tensors):
     torch.testing.assert_close(got, (old.exp() * (weight.detach() - 1), old.exp()))
 
 
+def test_where_hooks_are_disabled(tensors):
+    makes = []
+    with torch.autograd.graph.disable_saved_tensors_hooks("not here"):
+        got = torch.autograd.grad(squared(*tensors, makes).sum(), tensors)
+    torch.testing.assert_close(got, torch.autograd.grad(squared(*tensors).sum(), tensors))
+    assert makes == []
+
+
 def test_checkpoint(tensors):
     got = torch.autograd.grad(checkpoint(squared, *tensors, use_reentrant=False).sum(), tensors)
     torch.testing.assert_close(got, torch.autograd.grad(squared(*tensors).sum(), tensors), rtol=0, atol=0)
