@@ -31,8 +31,8 @@ def saved_as(t: Tensor, source: Tensor, make: Callable[[Tensor], Tensor]) -> Ite
 
     For what is large, cheap to make, and made of a tensor that somebody saves in any case. Gradients pass through ``t``
     as they do without: any order of differentiation. What is saved may not be changed in place, which raises.
-    ``saved_tensors_hooks`` that stand around the block get what is saved here too. torch.compile decides for itself, and
-    where such hooks are disabled ``t`` is saved.
+    ``saved_tensors_hooks`` that stand around the block get what is saved here too. Where such hooks are disabled ``t``
+    is saved, and torch.compile decides for itself.
 
     Args:
         t: a result that the op takes.
