@@ -5,6 +5,8 @@
 //
 // w is K x K with K odd, folded K+1 x K+1. Up: u(t) = K - t, scale 1. Down: u(t) = t, scale 1/4.
 // Its transpose has the same form: w[k, l] is a sum over t in {u(k) - 1, u(k)}, u(k) = K - k up and k + 1 down.
+//
+// From K to K taps (up, on a CPU alone) nothing is added: the taps turn round, u(t) = K - 1 - t, as the channels do.
 #pragma once
 
 #include "common.h"
@@ -20,7 +22,7 @@ struct Strides {
 
 struct Problem {
   int64_t outputs, inputs;  // channels of the convolution
-  int from_taps, to_taps;   // a side: K and K+1 fold, K+1 and K transpose
+  int from_taps, to_taps;   // a side: K and K+1 fold, K+1 and K transpose, K and K turn round
   bool up;
   DType dtype;
   Strides from, to;
@@ -41,6 +43,7 @@ inline Strides strides_of(int64_t outputs, int64_t inputs, int taps, bool swappe
 
 // u(t), of a result's row or column t.
 GK_HOST_DEVICE int last_source(const Problem& p, int t) {
+  if (p.from_taps == p.to_taps) return p.to_taps - 1 - t;
   if (p.up) return (p.from_taps > p.to_taps ? p.to_taps : p.from_taps) - t;
   return p.from_taps > p.to_taps ? t + 1 : t;
 }

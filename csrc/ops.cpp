@@ -39,6 +39,7 @@ TORCH_LIBRARY(gankernels, m) {
       "float slope) -> (Tensor ddy, Tensor dx)");
   m.def("fold_conv_weight_forward(Tensor weight, bool up, bool channels_last) -> Tensor");
   m.def("fold_conv_weight_backward(Tensor dfolded, bool up, bool channels_last) -> Tensor");
+  m.def("transpose_conv_weight(Tensor weight, bool channels_last) -> Tensor");
   m.def(
       "spectral_norm_forward(Tensor[] weights, Tensor[] u, Tensor[] v, int[] dims, int n_power_iterations, float eps, "
       "ScalarType out_dtype) -> (Tensor[] y, Tensor[] u, Tensor[] v, Tensor sigma)");

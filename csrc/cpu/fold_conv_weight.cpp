@@ -20,9 +20,9 @@ template <class A, class S, class Store>
 GK_INLINE void fold_tap(const Problem& p, const Row<S>& row, int y, int x, Store&& store) {
   const S* sources[4];
   int many = 0;
-  const int uy = last_source(p, y), ux = last_source(p, x);
-  for (int sy = uy > 0 ? uy - 1 : 0; sy <= uy && sy < p.from_taps; ++sy)
-    for (int sx = ux > 0 ? ux - 1 : 0; sx <= ux && sx < p.from_taps; ++sx)
+  const int uy = last_source(p, y), ux = last_source(p, x), before = p.from_taps != p.to_taps;
+  for (int sy = uy > 0 ? uy - before : 0; sy <= uy && sy < p.from_taps; ++sy)
+    for (int sx = ux > 0 ? ux - before : 0; sx <= ux && sx < p.from_taps; ++sx)
       sources[many++] = row.at + (sy * p.from_taps + sx) * row.stride;
   const A factor = A(scale(p));
   const auto all = [&](auto sum) GK_LAMBDA_INLINE {

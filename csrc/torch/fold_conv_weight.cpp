@@ -38,16 +38,17 @@ void launch(const Args& args, const Tensor& to) {
                    [&](int64_t begin, int64_t end) { pass(args, begin, end); });
 }
 
-// From [.., taps, taps] to [.., taps + grow, taps + grow]. Up, the folded weight is the one with its channels swapped.
+// From [.., taps, taps] to [.., taps + grow, taps + grow]. Up, the folded weight is the one with its channels swapped,
+// and of two that are as large the result.
 Tensor map(const char* name, const Tensor& from_, bool up, Layout to_layout, int grow) {
   TORCH_CHECK(from_.dim() == 4 && from_.size(2) == from_.size(3), name, ": got shape ", from_.sizes(),
               ", expected four dimensions, the last two of one size");
   const int64_t from_taps = from_.size(2), to_taps = from_taps + grow;
-  TORCH_CHECK((grow > 0 ? from_taps : to_taps) % 2 == 1 && std::max(from_taps, to_taps) <= kMostTaps, name,
+  TORCH_CHECK((grow == 0 || std::min(from_taps, to_taps) % 2 == 1) && std::max(from_taps, to_taps) <= kMostTaps, name,
               ": got shape ", from_.sizes(), ", expected an odd kernel of at most ", kMostTaps - 1);
   const Layout layout = layout_of(from_);
   const Tensor from = from_.contiguous(memory_format(layout));
-  const bool from_swapped = up && grow < 0, to_swapped = up && grow > 0;
+  const bool from_swapped = up && grow < 0, to_swapped = up && grow >= 0;
   const int64_t outputs = from.size(from_swapped ? 1 : 0), inputs = from.size(from_swapped ? 0 : 1);
   Tensor to = at::empty({to_swapped ? inputs : outputs, to_swapped ? outputs : inputs, to_taps, to_taps},
                         from.options().memory_format(memory_format(to_layout)));
@@ -77,6 +78,10 @@ Tensor backward(const Tensor& dfolded, bool up, bool channels_last) {
   return map("dfolded", dfolded, up, layout_named(channels_last), -1);
 }
 
+Tensor transposed(const Tensor& weight, bool channels_last) {
+  return map("weight", weight, /*up=*/true, layout_named(channels_last), 0);
+}
+
 void register_ops(torch::Library& m) {
   m.impl("fold_conv_weight_forward", forward);
   m.impl("fold_conv_weight_backward", backward);
@@ -86,6 +91,7 @@ void register_ops(torch::Library& m) {
 
 TORCH_LIBRARY_IMPL(gankernels, CPU, m) {
   register_ops(m);
+  m.impl("transpose_conv_weight", transposed);
 }
 #ifdef GANKERNELS_WITH_CUDA
 TORCH_LIBRARY_IMPL(gankernels, CUDA, m) {

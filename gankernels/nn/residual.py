@@ -1,4 +1,4 @@
-"""The residual blocks of SNGAN and BigGAN, on folded convolutions.
+"""The residual blocks of SNGAN and BigGAN, on convolutions that take the resampling in.
 
 Miyato et al., arXiv 1802.05957, appendix B; Brock et al., arXiv 1809.11096, appendix B.
 """
@@ -27,8 +27,8 @@ class ResBlockUp(nn.Module):
 
     ``out = up(skip(x)) + conv2(norm2(conv1(up(norm1(x)))))``, with up for nearest x2.
 
-    up and conv1 are one folded convolution, and the 1x1 skip runs on the small side. The bias of conv2 goes with the
-    skip's, where there are a quarter of the pixels: it costs no pass of its own.
+    up and conv1 are one op, :func:`gankernels.ops.upsample_conv2d`, and the 1x1 skip runs on the small side. The bias
+    of conv2 goes with the skip's, where there are a quarter of the pixels: it costs no pass of its own.
 
     Args:
         c_in, c_out: channels.
@@ -89,8 +89,8 @@ class ResBlockDown(nn.Module):
 
     ``out = skip(pool(x)) + pool(conv2(relu(conv1(relu(x)))))``, with pool for a 2x2 mean.
 
-    conv2 and pool are one folded convolution, and the 1x1 skip runs on the small side. conv1's bias comes with the ReLU
-    behind it, and conv2's with the skip's.
+    conv2 and pool are one op, :func:`gankernels.ops.conv2d_downsample`, and the 1x1 skip runs on the small side.
+    conv1's bias comes with the ReLU behind it, and conv2's with the skip's.
 
     Args:
         c_in, c_out: channels.

@@ -52,7 +52,8 @@ def is_faster(
     pixels = small_size[0] * small_size[2] * small_size[3]
     pointwise = is_pointwise(weight_size, stride, padding)
     if what == "big":
-        return channels_last and (pointwise or (numbers >= 1 << 24 and 4 * pixels <= channels))
+        least, share = (22, 1) if min(stride) > 1 else (24, 4)
+        return channels_last and (pointwise or (numbers >= 1 << least and share * pixels <= channels))
     if what == "small":
         least, share = (22, 4) if min(stride) > 1 else (23, 3)
         return channels_last and numbers >= 1 << least and share * pixels <= channels

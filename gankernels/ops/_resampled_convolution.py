@@ -21,12 +21,16 @@ Padding = tuple[int, int, int, int]
 #: its transpose cost by the weight, what they save by the pixels; the number of channels hardly matters.
 FEW_PIXELS = 64
 
+#: Channels of the small side from which a box filter on the large side costs less than the products that it saves.
+BOX_CHANNELS = 64
+
 
 class Route(NamedTuple):
     """How a call is computed, and why.
 
-    ``"folded"`` is one convolution of stride 2 with the folded weight, ``"small side"`` the convolution where there are
-    fewer pixels, and ``"plain"`` the two steps of the definition.
+    ``"folded"`` is one convolution of stride 2 with the folded weight, ``"boxed"`` one with the weight itself and a 2x2
+    box filter on the large side, ``"small side"`` the convolution where there are fewer pixels, and ``"plain"`` the two
+    steps of the definition.
     """
 
     name: str
@@ -120,9 +124,13 @@ def route_of(
     pixels: int,
     device: str,
     *,
+    channels: int,
+    channels_last: bool,
     small_side: str,
+    boxed: str,
     folded: str,
     why_not: str | None = None,
+    can_box: bool = True,
 ) -> Route:
     """The route of a call.
 
@@ -131,15 +139,22 @@ def route_of(
         padding: (left, right, top, bottom).
         pixels: of the small side, over the batch.
         device: the device type.
-        small_side, folded: the op's reasons for these routes.
+        channels: of the small side.
+        channels_last: the output's layout.
+        small_side, boxed, folded: the op's reasons for these routes.
         why_not: the op's own reason not to fold with this padding, or None.
+        can_box: whether a box filter does with this padding.
     """
     if tuple(kernel_size) == (1, 1) and not any(padding):
         return Route("small side", small_side)
-    for reason in (_not_foldable(kernel_size), why_not, _too_few_pixels(pixels, device)):
+    for reason in (_not_foldable(kernel_size), why_not):
         if reason is not None:
             return Route("plain", reason)
-    return Route("folded", folded)
+    # Measured on a CPU alone, whose contiguous box filter is slow.
+    if device == "cpu" and channels_last and can_box and channels >= BOX_CHANNELS and pixels > 0:
+        return Route("boxed", boxed)
+    few = _too_few_pixels(pixels, device)
+    return Route("folded", folded) if few is None else Route("plain", few)
 
 
 def _not_foldable(kernel_size: tuple[int, int]) -> str | None:

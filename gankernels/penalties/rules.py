@@ -207,6 +207,7 @@ OURS: dict[str, Rule] = {
     "convolution": Rule(
         tangents.library_convolution, _BATCH, weights=("weight", "bias"), mixes=("x",), linear_in=("x",)
     ),
+    "box_filter": Rule(tangents.replay, _BATCH),
     "conv_transpose2d_forward": Rule(
         tangents.triton_transposed_convolution,
         _BATCH,

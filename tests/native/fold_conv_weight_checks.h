@@ -100,3 +100,42 @@ void check_all(const Device& device) {
           for (Layout to : {Layout::kContiguous, Layout::kChannelsLast})
             check_case<T>(device, {s.outputs, s.inputs, s.kernel, up, transpose, from, to});
 }
+
+// The weight as a transposed convolution takes it: every tap and channel in its new place, and nothing added. The CPU's
+// kernel alone does this.
+template <class T, class Device>
+void check_turned(const Device& device, int64_t outputs, int64_t inputs, int taps, Layout from_layout,
+                  Layout to_layout) {
+  const fold_conv_weight::Problem p = {outputs,
+                                       inputs,
+                                       taps,
+                                       taps,
+                                       /*up=*/true,
+                                       kDType<T>,
+                                       fold_conv_weight::strides_of(outputs, inputs, taps, false, from_layout),
+                                       fold_conv_weight::strides_of(outputs, inputs, taps, true, to_layout)};
+  const int64_t area = int64_t(taps) * taps;
+  Guarded<T> from(outputs * inputs * area), to(outputs * inputs * area);
+  for (size_t i = 0; i < from.size(); ++i) from[i] = static_cast<T>(static_cast<float>(i % 2039));
+  device.run({p, from.data(), to.data()}, true);
+  CHECK(to.intact(), "%d taps", taps);
+  for (int64_t o = 0; o < outputs; ++o)
+    for (int64_t i = 0; i < inputs; ++i)
+      for (int64_t tap = 0; tap < area; ++tap) {
+        const T want = from[o * p.from.output + i * p.from.input + (area - 1 - tap) * p.from.tap];
+        const T got = to[o * p.to.output + i * p.to.input + tap * p.to.tap];
+        CHECK(std::memcmp(&got, &want, sizeof(T)) == 0, "%d taps: [%d, %d, %d]", taps, static_cast<int>(i),
+              static_cast<int>(o), static_cast<int>(tap));
+      }
+}
+
+template <class T, class Device>
+void check_all_turned(const Device& device) {
+  for (Layout from : {Layout::kContiguous, Layout::kChannelsLast})
+    for (Layout to : {Layout::kContiguous, Layout::kChannelsLast}) {
+      check_turned<T>(device, 1, 1, 3, from, to);
+      check_turned<T>(device, 33, 70, 3, from, to);
+      check_turned<T>(device, 70, 33, 5, from, to);
+      check_turned<T>(device, 5, 3, 1, from, to);
+    }
+}

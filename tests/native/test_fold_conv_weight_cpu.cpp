@@ -45,5 +45,8 @@ int main(int count, char** arguments) {
     check_all<double>(device);
     check_all<__nv_bfloat16>(device);
     check_all<__half>(device);
+    check_all_turned<float>(device);
+    check_all_turned<double>(device);
+    check_all_turned<__nv_bfloat16>(device);
   });
 }

@@ -158,6 +158,9 @@ def test_weight_gradient_in_blocks(block_bytes, always, monkeypatch):
         ("big", (1536, 1536, 3, 3), 256, 1, True, True),
         ("big", (1536, 1536, 4, 4), 256, 2, True, True),
         ("big", (1536, 1536, 3, 3), 256, 1, False, False),
+        ("big", (768, 768, 3, 3), 512, 2, True, True),
+        ("big", (768, 768, 3, 3), 1024, 2, True, False),
+        ("big", (512, 512, 3, 3), 256, 2, True, False),
         ("big", (1024, 1024, 3, 3), 128, 1, True, False),
     ],
 )

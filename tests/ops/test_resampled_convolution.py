@@ -20,9 +20,10 @@ both = pytest.mark.parametrize("op", [UP, DOWN], ids=str)
 
 @pytest.fixture(autouse=True, scope="module")
 def folded_at_any_size():
-    """The pictures here are small, and what is tested is the fold."""
+    """The tensors here are small, and what is tested is the fold, and in channels_last the box filter."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_resampled_convolution, "FEW_PIXELS", 0)
+        patch.setattr(_resampled_convolution, "BOX_CHANNELS", 0)
         yield
 
 
@@ -68,21 +69,23 @@ def test_each_border_of_outputs_and_gradients(op, layout, kernel, size, poisoned
 
 
 @both
+@layouts
 @pytest.mark.parametrize("kernel", [(1, 1), (3, 3), (2, 2)], ids=str)
 @pytest.mark.parametrize("activation", ["none", "lrelu", "silu"])
-def test_gradcheck_and_gradgradcheck(op, kernel, activation):
-    tensors = operands(1, 2, 2, (4, 3), kernel)
+def test_gradcheck_and_gradgradcheck(op, layout, kernel, activation):
+    tensors = operands(1, 2, 2, (4, 3), kernel, layout=layout)
     padding = (kernel[0] // 2,) * 4
     assert gradcheck(lambda *t: op.ours(*t, padding=padding, activation=activation), tensors, fast_mode=True)
     assert gradgradcheck(lambda *t: op.ours(*t, padding=padding, activation=activation), tensors, fast_mode=True)
 
 
 @both
-def test_third_order(op):
+@layouts
+def test_third_order(op, layout):
     results = []
     for function in (op.ours, op.stock):
         torch.manual_seed(0)
-        x, weight, _ = operands(1, 2, 3, (4, 4))
+        x, weight, _ = operands(1, 2, 3, (4, 4), layout=layout)
         (dx,) = torch.autograd.grad(function(x, weight, None).pow(4).sum(), x, create_graph=True)
         (ddx,) = torch.autograd.grad(dx.square().sum(), weight, create_graph=True)
         results.append(torch.autograd.grad(ddx.square().sum(), (x, weight)))
@@ -178,19 +181,51 @@ def test_autocast(op):
     ids=str,
 )
 def test_route(op, kernel, padding, name, reason):
-    chosen = op.route(kernel, padding, 65, "cpu")
+    chosen = op.route(kernel, padding, 65, "cpu", channels=64, channels_last=False)
     assert chosen.name == name
     assert reason in chosen.reason
+    assert op.route(kernel, padding, 65, "cuda", channels=64, channels_last=True) == chosen
+
+
+@pytest.mark.parametrize(
+    ("op", "kernel", "padding", "name"),
+    [
+        (UP, (3, 3), (1, 1, 1, 1), "boxed"),
+        (UP, (5, 5), (0, 3, 2, 1), "boxed"),
+        (UP, (5, 5), (4, 0, 1, 2), "folded"),
+        (DOWN, (3, 3), (1, 1, 1, 1), "boxed"),
+        (DOWN, (3, 3), (5, 5, 0, 3), "boxed"),
+        (DOWN, (1, 1), (1, 1, 1, 1), "boxed"),
+        *((op, (1, 1), (0, 0, 0, 0), "small side") for op in (UP, DOWN)),
+        *((op, (4, 4), (1, 1, 1, 1), "plain") for op in (UP, DOWN)),
+    ],
+    ids=str,
+)
+def test_route_in_channels_last_on_a_cpu(op, kernel, padding, name):
+    for pixels in (1, 65):
+        chosen = op.route(kernel, padding, pixels, "cpu", channels=64, channels_last=True)
+        assert chosen.name == name
+    assert name != "boxed" or "2x2" in chosen.reason
+
+
+@both
+def test_few_channels_are_folded(op, monkeypatch):
+    monkeypatch.setattr(_resampled_convolution, "BOX_CHANNELS", 64)
+    for channels, name in ((63, "folded"), (64, "boxed")):
+        assert op.route((3, 3), (1, 1, 1, 1), 65, "cpu", channels=channels, channels_last=True).name == name
+    tensors = operands(2, 3, 4, (5, 4), layout="channels_last")
+    for got, want in zip(with_gradients(op.ours, tensors), with_gradients(op.stock, tensors), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-11)
 
 
 @both
 def test_few_pixels_take_the_two_steps_on_a_cpu(op, monkeypatch):
     monkeypatch.setattr(_resampled_convolution, "FEW_PIXELS", 64)
-    chosen = op.route((3, 3), (1, 1, 1, 1), 64, "cpu")
+    chosen = op.route((3, 3), (1, 1, 1, 1), 64, "cpu", channels=64, channels_last=False)
     assert chosen.name == "plain"
     assert "64 pixels on the small side" in chosen.reason
-    assert op.route((3, 3), (1, 1, 1, 1), 64, "cuda").name == "folded"
-    assert op.route((1, 1), (0, 0, 0, 0), 64, "cpu").name == "small side"
+    assert op.route((3, 3), (1, 1, 1, 1), 64, "cuda", channels=64, channels_last=False).name == "folded"
+    assert op.route((1, 1), (0, 0, 0, 0), 64, "cpu", channels=64, channels_last=False).name == "small side"
 
 
 @both
@@ -215,8 +250,9 @@ def test_compile_fullgraph(op, activation):
 
 
 @both
-def test_a_compiled_penalty_is_right(op):
-    x, weight, bias = operands(2, 2, 3, (4, 4))
+@layouts
+def test_a_compiled_penalty_is_right(op, layout):
+    x, weight, bias = operands(2, 2, 3, (4, 4), layout=layout)
 
     def penalty(function, x, weight):
         y = function(x, weight, bias, activation="lrelu")

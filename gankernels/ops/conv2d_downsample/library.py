@@ -1,12 +1,14 @@
-"""A convolution and a 2x2 mean by the library's convolutions, on the three routes of ``op.route``."""
+"""A convolution and a 2x2 mean by the library's convolutions, on the routes of ``op.route``."""
 
 from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor
 
+from gankernels.ops._box_filter import box_mean
 from gankernels.ops._convolution import convolution
 from gankernels.ops._resampled_convolution import Call
+from gankernels.ops._saved import saved_as
 from gankernels.ops.fold_conv_weight.kept import folded_weight
 
 
@@ -15,6 +17,20 @@ def folded(call: Call) -> Tensor:
     x, padding = _padded(call)
     weight = folded_weight(call.weight, "down", call.channels_last)
     return call.activated(convolution(x, weight, call.convolution_bias(), stride=(2, 2), padding=padding))
+
+
+def boxed(call: Call) -> Tensor:
+    """The mean before the convolution, at every pixel, and the convolution at every other one."""
+    x, (rows, columns) = _padded(call)
+    if not (rows and columns):
+        x, rows, columns = F.pad(x, (columns, columns, rows, rows)) if rows or columns else x, 0, 0
+    full = rows > 0
+    means = box_mean(x, full=full)
+    padding = (max(rows - 1, 0), max(columns - 1, 0))
+    # x is in memory for another backward, of the activation that it came from.
+    with saved_as(means, x, lambda x: box_mean(x, full=full)):
+        y = convolution(means, call.weight, call.convolution_bias(), stride=(2, 2), padding=padding)
+    return call.activated(y)
 
 
 def small_side(call: Call) -> Tensor:

@@ -27,7 +27,8 @@ def conv2d_downsample(
     """``act(avg_pool2d(conv2d(x, weight, bias, padding), 2))`` without the picture in between.
 
     A 3x3 convolution and a 2x2 mean are one 4x4 convolution of stride 2, exactly, with 2.25 times fewer
-    multiplications; K x K becomes (K+1) x (K+1). See :func:`gankernels.ops.fold_conv_weight` and :func:`route`.
+    multiplications; K x K becomes (K+1) x (K+1). See :func:`gankernels.ops.fold_conv_weight` and :func:`route`. On a
+    CPU in channels_last the kernel stays K x K, with 4 times fewer, and a 2x2 box filter runs on the large side.
     The mean drops a last odd row or column, as torch's does.
 
     Args:
@@ -44,8 +45,9 @@ def conv2d_downsample(
 
     Returns:
         y in x's dtype, channels_last where x or weight is. Differentiable to any order in x, weight and bias, and
-        twice with an activation. Saved for backward: x, the folded weight, and y where there is an activation (x and
-        bias of :func:`bias_act` for a smooth one). Weight gradients obey :func:`gankernels.no_weight_gradients`.
+        twice with an activation. Saved for backward: x, the weight as it is convolved (folded, or not), and y where
+        there is an activation (x and bias of :func:`bias_act` for a smooth one). Weight gradients obey
+        :func:`gankernels.no_weight_gradients`.
 
     Raises:
         InputError: a shape, dtype, device, number or name is not as above.
@@ -70,10 +72,20 @@ def conv2d_downsample(
         )
     refuse_transforms(_OP, x, weight, *(() if bias is None else (bias,)))
     pixels = x.shape[0] * size[0] * size[1]
-    return _ROUTES[route((weight.shape[2], weight.shape[3]), call.padding, pixels, x.device.type).name](call)
+    chosen = route(
+        (weight.shape[2], weight.shape[3]),
+        call.padding,
+        pixels,
+        x.device.type,
+        channels=weight.shape[0],
+        channels_last=call.channels_last,
+    )
+    return _ROUTES[chosen.name](call)
 
 
-def route(kernel_size: tuple[int, int], padding: Padding, pixels: int, device: str) -> Route:
+def route(
+    kernel_size: tuple[int, int], padding: Padding, pixels: int, device: str, *, channels: int, channels_last: bool
+) -> Route:
     """Which way a call goes, and why.
 
     Args:
@@ -81,17 +93,22 @@ def route(kernel_size: tuple[int, int], padding: Padding, pixels: int, device: s
         padding: (left, right, top, bottom).
         pixels: of the output, over the batch.
         device: the device type.
+        channels: of the output.
+        channels_last: the output's layout.
     """
     return route_of(
         kernel_size,
         padding,
         pixels,
         device,
+        channels=channels,
+        channels_last=channels_last,
         small_side="a 1x1 convolution commutes with a mean",
+        boxed="means of 2x2 before a convolution of stride 2",
         folded="one convolution of stride 2",
     )
 
 
-_ROUTES = {"folded": library.folded, "small side": library.small_side, "plain": library.plain}
+_ROUTES = {"folded": library.folded, "boxed": library.boxed, "small side": library.small_side, "plain": library.plain}
 
 register_op(_OP, {}, lambda ops: {}, impls=("library",))

@@ -1,7 +1,11 @@
-"""Folds of weights that stay as they are: made once, and given to every convolution with the weight."""
+"""Folds of weights that stay as they are: made once, and given to every convolution with the weight.
+
+So are transposed weights, which stand in the place of folds where a box filter does the resampling.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,6 +14,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from gankernels import dispatch
 from gankernels.ops.fold_conv_weight.op import fold_conv_weight
+from gankernels.ops.fold_conv_weight.transpose import transpose_conv_weight
 
 # weight -> what decides about its fold -> the fold, for as long as the weight lives
 _folds: Any = WeakTensorKeyDictionary()
@@ -30,14 +35,25 @@ def folded_weight(weight: Tensor, resample: str, channels_last: bool) -> Tensor:
     A kept fold is part of the graph of each forward that takes it, as the weight is: their gradients add up in it and
     are unfolded once. The fold saves nothing for its backward, which a first backward could free.
     """
+    return _kept(
+        weight, (resample, channels_last), lambda: fold_conv_weight(weight, resample, channels_last=channels_last)
+    )
+
+
+def transposed_weight(weight: Tensor, channels_last: bool) -> Tensor:
+    """``transpose_conv_weight(weight, channels_last)``, kept as :func:`folded_weight` is."""
+    return _kept(weight, ("transpose", channels_last), lambda: transpose_conv_weight(weight, channels_last))
+
+
+def _kept(weight: Tensor, what: tuple[Any, ...], make: Callable[[], Tensor]) -> Tensor:
     kept = None if torch.compiler.is_compiling() or _capturing(weight) else _folds.get(weight)
     if kept is None:
-        return fold_conv_weight(weight, resample, channels_last=channels_last)
+        return make()
     wants_gradient = torch.is_grad_enabled() and weight.requires_grad
     impl = dispatch.choose("fold_conv_weight", weight).impl
-    key = (resample, channels_last, wants_gradient, torch.is_inference_mode_enabled(), impl)
+    key = (*what, wants_gradient, torch.is_inference_mode_enabled(), impl)
     if key not in kept:
-        kept[key] = fold_conv_weight(weight, resample, channels_last=channels_last)
+        kept[key] = make()
     return kept[key]
 
 

@@ -27,7 +27,8 @@ def upsample_conv2d(
     """``act(conv2d(nearest_x2(x), weight, bias, padding))`` without the picture in between.
 
     Nearest x2 and a 3x3 convolution are one 4x4 transposed convolution of stride 2, exactly, with 2.25 times fewer
-    multiplications; K x K becomes (K+1) x (K+1). See :func:`gankernels.ops.fold_conv_weight` and :func:`route`.
+    multiplications; K x K becomes (K+1) x (K+1). See :func:`gankernels.ops.fold_conv_weight` and :func:`route`. On a
+    CPU in channels_last the kernel stays K x K, with 4 times fewer, and a 2x2 box filter runs on the large side.
 
     Args:
         x: contiguous or channels_last, in fp32, bf16, fp16 or fp64; other strides are copied.
@@ -42,8 +43,9 @@ def upsample_conv2d(
 
     Returns:
         y in x's dtype, channels_last where x or weight is. Differentiable to any order in x, weight and bias, and
-        twice with an activation. Saved for backward: x, the folded weight, and y where there is an activation (x and
-        bias of :func:`bias_act` for a smooth one). Weight gradients obey :func:`gankernels.no_weight_gradients`.
+        twice with an activation. Saved for backward: x, the weight as it is convolved (folded, or not), and y where
+        there is an activation (x and bias of :func:`bias_act` for a smooth one). Weight gradients obey
+        :func:`gankernels.no_weight_gradients`.
 
     Raises:
         InputError: a shape, dtype, device, number or name is not as above.
@@ -65,10 +67,20 @@ def upsample_conv2d(
         )
     refuse_transforms(_OP, x, weight, *(() if bias is None else (bias,)))
     pixels = x.shape[0] * x.shape[2] * x.shape[3]
-    return _ROUTES[route((weight.shape[2], weight.shape[3]), call.padding, pixels, x.device.type).name](call)
+    chosen = route(
+        (weight.shape[2], weight.shape[3]),
+        call.padding,
+        pixels,
+        x.device.type,
+        channels=weight.shape[1],
+        channels_last=call.channels_last,
+    )
+    return _ROUTES[chosen.name](call)
 
 
-def route(kernel_size: tuple[int, int], padding: Padding, pixels: int, device: str) -> Route:
+def route(
+    kernel_size: tuple[int, int], padding: Padding, pixels: int, device: str, *, channels: int, channels_last: bool
+) -> Route:
     """Which way a call goes, and why.
 
     Args:
@@ -76,6 +88,8 @@ def route(kernel_size: tuple[int, int], padding: Padding, pixels: int, device: s
         padding: (left, right, top, bottom).
         pixels: of x, over the batch.
         device: the device type.
+        channels: of x.
+        channels_last: the output's layout.
     """
     too_wide = f"padding {max(padding)} makes rows of zeros that a transposed convolution cannot"
     return route_of(
@@ -83,12 +97,16 @@ def route(kernel_size: tuple[int, int], padding: Padding, pixels: int, device: s
         padding,
         pixels,
         device,
+        channels=channels,
+        channels_last=channels_last,
         small_side="a 1x1 convolution commutes with nearest x2",
+        boxed="sums of 2x2 behind a transposed convolution of stride 2",
         folded="one transposed convolution of stride 2",
         why_not=too_wide if max(padding) > kernel_size[0] - 1 else None,
+        can_box=max(padding) < kernel_size[0] - 1,
     )
 
 
-_ROUTES = {"folded": library.folded, "small side": library.small_side, "plain": library.plain}
+_ROUTES = {"folded": library.folded, "boxed": library.boxed, "small side": library.small_side, "plain": library.plain}
 
 register_op(_OP, {}, lambda ops: {}, impls=("library",))
