@@ -3,7 +3,7 @@
 
 #include <utility>
 
-#include "vec.h"
+#include "scratch.h"
 
 namespace gankernels::convolution_weight_gradient::cpu::GK_ISA {
 namespace {
@@ -23,36 +23,6 @@ inline constexpr int64_t kPixels = 256;
 inline constexpr int64_t kPacked = 65536;
 // Pixels that go to all panels of small before the next ones do: so many that what a panel takes is some lines.
 inline constexpr int64_t kStrip = 16;
-
-GK_INLINE int64_t least(int64_t a, int64_t b) {
-  return a < b ? a : b;
-}
-GK_INLINE int64_t most(int64_t a, int64_t b) {
-  return a > b ? a : b;
-}
-GK_INLINE int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
-// For any sign of a.
-GK_INLINE int64_t floor_div(int64_t a, int64_t b) {
-  return a / b - (a % b < 0);
-}
-
-// Memory that begins with a line of the cache.
-template <class T>
-class Lines {
- public:
-  explicit Lines(int64_t count)
-      : data_(static_cast<T*>(std::aligned_alloc(kLine, ceil_div(count * sizeof(T), kLine) * kLine))) {}
-  ~Lines() { std::free(data_); }
-  Lines(const Lines&) = delete;
-  Lines& operator=(const Lines&) = delete;
-  T* get() { return data_; }
-
- private:
-  static constexpr int64_t kLine = 64;
-  T* data_;
-};
 
 // Where a pixel's numbers begin in the panels of small and of big.
 struct Pixel {
