@@ -189,12 +189,36 @@ class Convolution {
   const int64_t row_count_, column_count_;
 };
 
+// Rows of a panel [inputs, kColumns] for one tap.
+GK_INLINE void pack_tap(const float* from, const Weight& w, int64_t inputs, int64_t outputs, float* to) {
+  for (int64_t c = 0; c < inputs; ++c, from += w.input, to += kColumns) {
+    if (outputs < kColumns)
+      for (int64_t o = 0; o < kColumns; ++o) to[o] = o < outputs ? from[o * w.output] : 0;
+    else if (w.output == 1)
+      std::memcpy(to, from, kColumns * sizeof(float));
+    else
+      for (int64_t o = 0; o < kColumns; ++o) to[o] = from[o * w.output];
+  }
+}
+
+void pack(const Problem& p, const Weight& w, float* to, int64_t begin, int64_t end) {
+  const int64_t in_group = ceil_div(p.outputs, kColumns), tap = p.inputs * kColumns;
+  to += begin * p.rows.taps * p.columns.taps * tap;
+  for (int64_t panel = begin; panel < end; ++panel) {
+    const int64_t first = panel % in_group * kColumns;
+    const float* from = w.data + panel / in_group * w.group + first * w.output;
+    for (int64_t k = 0; k < p.rows.taps; ++k)
+      for (int64_t l = 0; l < p.columns.taps; ++l, to += tap)
+        pack_tap(from + k * w.row + l * w.column, w, p.inputs, least(kColumns, p.outputs - first), to);
+  }
+}
+
 void pass(const Args& args, int64_t begin, int64_t end) {
   Convolution(args).rows(begin, end);
 }
 
 }  // namespace
 
-extern const Kernel kernel = {kColumns, pass};
+extern const Kernel kernel = {kColumns, pack, pass};
 
 }  // namespace gankernels::direct_convolution::cpu::GK_ISA

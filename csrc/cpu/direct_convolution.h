@@ -27,27 +27,25 @@ struct Weight {
   int64_t group, output, input, row, column;
 };
 
-// `panels` is what pack() makes of a weight; bias [groups outputs] may be null.
+// `panels` is what Kernel::pack makes of a weight; bias [groups outputs] may be null.
 struct Args {
   Problem problem;
   const float *x, *panels, *bias;
   float* y;
 };
 
-// Rows [begin, end) of y, those of all samples. The bits do not depend on how rows are cut.
-using Pass = void (*)(const Args&, int64_t begin, int64_t end);
-
 // Of one instruction set.
 struct Kernel {
   int64_t columns;  // outputs in a panel
-  Pass pass;
+  // Makes panels [begin, end) of those that begin at `to`.
+  void (*pack)(const Problem& problem, const Weight& weight, float* to, int64_t begin, int64_t end);
+  // Rows [begin, end) of y, those of all samples. The bits do not depend on how rows are cut.
+  void (*pass)(const Args& args, int64_t begin, int64_t end);
 };
 
-// Panels [groups, outputs / columns] of [KH, KW, inputs, columns], with zeros behind a group's last output.
-int64_t panels(const Kernel& kernel, const Problem& problem);
+// A group's panels, [outputs / columns] of [KH, KW, inputs, columns], with zeros behind the last output.
+int64_t panels_in_group(const Kernel& kernel, const Problem& problem);
 int64_t panel_size(const Kernel& kernel, const Problem& problem);
-// Makes panels [begin, end) of those that begin at `to`.
-void pack(const Kernel& kernel, const Problem& problem, const Weight& weight, float* to, int64_t begin, int64_t end);
 
 // Built for the instruction set that gankernels::cpu::isa() names.
 const Kernel& kernel();

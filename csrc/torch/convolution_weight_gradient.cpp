@@ -1,4 +1,4 @@
-// This package's own weight gradient of a dense convolution on a CPU: when it is the faster way, and how it is called.
+// This package's own weight gradient of a convolution on a CPU: when it is the faster way, and how it is called.
 #include "../cpu/convolution_weight_gradient.h"
 
 #include <ATen/Parallel.h>
@@ -33,7 +33,7 @@ bool is_faster(const cpu::Problem& p, at::ScalarType dtype) {
   const bool is_single = y.small * x.small == 1 && y.big == y.taps && x.big == x.taps;
   const int64_t tile = cpu::kernel().tile_big_channels, tiles = at::divup(p.big_channels, tile);
   return gankernels::cpu::isa() == gankernels::cpu::Isa::kAvx2 && 4 * p.big_channels >= 3 * tile * tiles &&
-         (dtype != at::kFloat || !(is_pointwise || is_single));
+         (dtype != at::kFloat || p.groups > 1 || !(is_pointwise || is_single));
 }
 
 }  // namespace
@@ -48,14 +48,14 @@ std::optional<Tensor> own_weight_gradient(const Tensor& small_, const Tensor& bi
                                           GANKERNELS_GEOMETRY) {
   const OwnKernel when = own_weight_gradients;
   // What does not fit together is the library's to complain of.
-  if (when == OwnKernel::kNever || !small_.is_cpu() || groups != 1 || !own_kernels_take(small_.scalar_type()) ||
+  if (when == OwnKernel::kNever || !small_.is_cpu() || !own_kernels_take(small_.scalar_type()) ||
       small_.scalar_type() != big_.scalar_type() || small_.size(0) != big_.size(0) ||
-      small_.size(1) != weight_size[0] || big_.size(1) != weight_size[1] || small_.numel() == 0 || big_.numel() == 0)
+      small_.size(1) != weight_size[0] || weight_size[0] % groups != 0 || big_.size(1) != groups * weight_size[1] || small_.numel() == 0 || big_.numel() == 0)
     return std::nullopt;
   const auto axis = [&](int i) -> cpu::Axis {
     return {small_.size(2 + i), big_.size(2 + i), weight_size[2 + i], stride[i], padding[i], dilation[i]};
   };
-  const cpu::Problem p = {small_.size(0), small_.size(1), big_.size(1), axis(0), axis(1)};
+  const cpu::Problem p = {small_.size(0), groups, weight_size[0] / groups, weight_size[1], axis(0), axis(1)};
   if (when == OwnKernel::kByRule && !is_faster(p, small_.scalar_type())) return std::nullopt;
   const Tensor small = small_.contiguous(at::MemoryFormat::ChannelsLast),
                big = big_.contiguous(at::MemoryFormat::ChannelsLast);

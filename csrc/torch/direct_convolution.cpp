@@ -58,11 +58,11 @@ std::optional<Tensor> own_convolution(const Tensor& x_, const Tensor& weight_, c
                                                 -s[2], -s[3]}
                                   : cpu::Weight{first, small * s[0], s[0], s[1], s[2], s[3]};
   const cpu::Kernel& kernel = cpu::kernel();
-  const int64_t panels = cpu::panels(kernel, p), panel = cpu::panel_size(kernel, p);
+  const int64_t panels = groups * cpu::panels_in_group(kernel, p), panel = cpu::panel_size(kernel, p);
   Tensor packed = at::empty({panels * panel}, options);
   float* const to = packed.mutable_data_ptr<float>();
   at::parallel_for(0, panels, at::divup(kPackingGrain, panel),
-                   [&](int64_t begin, int64_t end) { cpu::pack(kernel, p, from, to, begin, end); });
+                   [&](int64_t begin, int64_t end) { kernel.pack(p, from, to, begin, end); });
 
   const auto strides = strides_of(size, /*channels_last=*/true);
   Tensor y = at::empty_strided(size, strides, options);
