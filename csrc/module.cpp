@@ -24,7 +24,8 @@ PYBIND11_MODULE(_C, m) {
         doc);
   };
   own("own_convolutions", gankernels::convolution::own_convolutions,
-      "Whether convolutions and input gradients on a CPU are our own kernel's in channels_last: 0 never, 1 by the rule, "
+      "Whether convolutions and input gradients on a CPU are our own kernel's in channels_last: 0 never, 1 by the "
+      "rule, "
       "2 wherever it can; returns what held before.");
   own("own_weight_gradients", gankernels::convolution::own_weight_gradients,
       "Whether weight gradients on a CPU are our own kernel's in channels_last: 0 never, 1 by the rule, 2 wherever it "

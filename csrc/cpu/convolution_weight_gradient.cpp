@@ -260,8 +260,8 @@ class Gradient {
   GK_INLINE void add(const Block& block, int64_t group, const Channels& small, const Channels& big) {
     const int64_t first_pixel = block.first * p_.columns.small, count = block.last * p_.columns.small - first_pixel;
     const int64_t channels = p_.groups * p_.channels, stride = taps_ * p_.big_channels;
-    pack_small(static_cast<const T*>(args_.small) + first_pixel * channels, channels,
-               group * p_.channels + small.first, small.last - small.first, count, strip_.get(), small_.get());
+    pack_small(static_cast<const T*>(args_.small) + first_pixel * channels, channels, group * p_.channels + small.first,
+               small.last - small.first, count, strip_.get(), small_.get());
     float* const dw = args_.dw + (group * p_.channels + small.first) * stride;
     for (int64_t c = big.first; c < big.last; c += kColumns) {
       const int64_t columns = least(kColumns, big.last - c);

@@ -28,8 +28,8 @@ struct Args {
   float* dw;
 };
 
-// dw cut into parts, each [channels, big_channels] of a group or less for all taps: what a thread takes some of. A group
-// has `in_group` of them, `across` side by side. The order in which pixels are added does not depend on it.
+// dw cut into parts, each [channels, big_channels] of a group or less for all taps: what a thread takes some of. A
+// group has `in_group` of them, `across` side by side. The order in which pixels are added does not depend on it.
 struct Parts {
   int64_t channels, big_channels, across, in_group, count;
 };

@@ -129,9 +129,7 @@ class Convolution {
   }
 
  private:
-  int64_t per_block() const {
-    return most(1, least(kPixels, kNumbers / p_.inputs) / p_.columns.out);
-  }
+  int64_t per_block() const { return most(1, least(kPixels, kNumbers / p_.inputs) / p_.columns.out); }
 
   void block(int64_t first, int64_t last) {
     for (int64_t r = 0; r < row_count_; ++r)
@@ -174,8 +172,7 @@ class Convolution {
     for (int64_t group = 0; group < p_.groups; ++group, work.x += p_.inputs)
       for (int64_t o = 0; o < p_.outputs; o += kColumns) {
         work.outputs = least(kColumns, p_.outputs - o);
-        for (int64_t i = 0; i < pixels; i += kRows)
-          AllTiles::of[least(kRows, pixels - i) - 1](work, pixels_.get() + i);
+        for (int64_t i = 0; i < pixels; i += kRows) AllTiles::of[least(kRows, pixels - i) - 1](work, pixels_.get() + i);
         work.panel += panel, work.y += work.outputs;
         if (work.bias) work.bias += work.outputs;
       }

@@ -1,6 +1,6 @@
-// The convolution ops where the host's time would be felt: calls that are our own kernels', and those whose operands are
-// what ATen is to be given, go there at once. All others, and where a matrix product may be faster, go by
-// the plan in gankernels/ops/_convolution_library.py.
+// The convolution ops where the host's time would be felt: calls that are our own kernels', and those whose operands
+// are what ATen is to be given, go there at once. All others, and where a matrix product may be faster, go by the plan
+// in gankernels/ops/_convolution_library.py.
 #include "convolution.h"
 
 #include <ATen/ops/convolution.h>

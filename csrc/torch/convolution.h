@@ -54,12 +54,12 @@ inline std::array<int64_t, 4> strides_of(at::IntArrayRef size, bool channels_las
 // Whether the own kernels take a dtype. Where the CPU multiplies in 16 bits the library is faster in them.
 bool own_kernels_take(at::ScalarType dtype);
 
-// `small` from `big`, or `big` from `small`, with the weight [small's channels, big's of a group, KH, KW] and the bias of
-// what it makes, [*size] in channels_last and in x's dtype; none where that is not the way. fp32 throughout, rounded
+// `small` from `big`, or `big` from `small`, with the weight [small's channels, big's of a group, KH, KW] and the bias
+// of what it makes, [*size] in channels_last and in x's dtype; none where that is not the way. fp32 throughout, rounded
 // once.
-std::optional<Tensor> own_convolution(const Tensor& x, const Tensor& weight, const Optional& bias,
-                                      at::IntArrayRef size, bool to_big, at::IntArrayRef stride,
-                                      at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups);
+std::optional<Tensor> own_convolution(const Tensor& x, const Tensor& weight, const Optional& bias, at::IntArrayRef size,
+                                      bool to_big, at::IntArrayRef stride, at::IntArrayRef padding,
+                                      at::IntArrayRef dilation, int64_t groups);
 
 // dw, in channels_last and the pictures' dtype, from `small` and `big` as gankernels/ops/_convolution_gemm.py names
 // them; none where that is not the way. fp32 throughout, rounded once.

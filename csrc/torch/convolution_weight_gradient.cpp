@@ -50,7 +50,8 @@ std::optional<Tensor> own_weight_gradient(const Tensor& small_, const Tensor& bi
   // What does not fit together is the library's to complain of.
   if (when == OwnKernel::kNever || !small_.is_cpu() || !own_kernels_take(small_.scalar_type()) ||
       small_.scalar_type() != big_.scalar_type() || small_.size(0) != big_.size(0) ||
-      small_.size(1) != weight_size[0] || weight_size[0] % groups != 0 || big_.size(1) != groups * weight_size[1] || small_.numel() == 0 || big_.numel() == 0)
+      small_.size(1) != weight_size[0] || weight_size[0] % groups != 0 || big_.size(1) != groups * weight_size[1] ||
+      small_.numel() == 0 || big_.numel() == 0)
     return std::nullopt;
   const auto axis = [&](int i) -> cpu::Axis {
     return {small_.size(2 + i), big_.size(2 + i), weight_size[2 + i], stride[i], padding[i], dilation[i]};

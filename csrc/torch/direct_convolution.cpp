@@ -15,7 +15,7 @@ namespace {
 namespace cpu = direct_convolution::cpu;
 
 // Products below which a thread is not worth waking, and numbers of a weight.
-constexpr int64_t kGrain = 1 << 20, kPackingGrain = 1 << 15;
+constexpr int64_t kGrain = 1 << 20, kPackingGrain = 1 << 13;
 
 // From measurements that docs/ops/conv2d.md names: without AVX-512, which was not measured.
 bool is_faster(const cpu::Problem& p) {
@@ -54,9 +54,9 @@ std::optional<Tensor> own_convolution(const Tensor& x_, const Tensor& weight_, c
   const Tensor bias = bias_ ? bias_->to(at::kFloat).contiguous() : Tensor();
   const auto s = weight.strides();
   const float* first = weight.const_data_ptr<float>();
-  const cpu::Weight from = to_big ? cpu::Weight{first + (w[2] - 1) * s[2] + (w[3] - 1) * s[3], small * s[0], s[1], s[0],
-                                                -s[2], -s[3]}
-                                  : cpu::Weight{first, small * s[0], s[0], s[1], s[2], s[3]};
+  const cpu::Weight from =
+      to_big ? cpu::Weight{first + (w[2] - 1) * s[2] + (w[3] - 1) * s[3], small * s[0], s[1], s[0], -s[2], -s[3]}
+             : cpu::Weight{first, small * s[0], s[0], s[1], s[2], s[3]};
   const cpu::Kernel& kernel = cpu::kernel();
   const int64_t panels = groups * cpu::panels_in_group(kernel, p), panel = cpu::panel_size(kernel, p);
   Tensor packed = at::empty({panels * panel}, options);
