@@ -57,7 +57,7 @@ struct Work {
   const float *x, *panel, *bias;
   float* y;
   const Tap *taps, *last_tap;
-  int64_t inputs, outputs;
+  int64_t inputs, outputs, ahead;  // ahead: of a pixel's last tap
 };
 
 // Out of the tiles, for the odd end of a group's outputs alone.
@@ -67,8 +67,11 @@ __attribute__((noinline)) void put(const float* sums, const float* bias, float* 
 
 template <int64_t kCount>
 void tile(const Work& work, const Pixel* pixels) {
-  // A line or two for each pixel, far from the next one's: no hardware guesses them.
-  for (int64_t r = 0; r < kCount; ++r) __builtin_prefetch(work.y + pixels[r].y, 1);
+  // What the tile makes, and the last of what the next one sees: lines far from each other, which no hardware guesses.
+  for (int64_t r = 0; r < kCount; ++r) {
+    __builtin_prefetch(work.y + pixels[r].y, 1);
+    __builtin_prefetch(work.x + (pixels[kRows + r].x + work.ahead));
+  }
   V sum[kCount][2] = {};
   for (const Tap* tap = work.taps; tap != work.last_tap; ++tap) {
     const float* weights = work.panel + tap->weights;
@@ -118,7 +121,7 @@ class Convolution {
         p_(args.problem),
         row_runs_(p_.rows.out),
         column_runs_(p_.columns.out),
-        pixels_(per_block() * p_.columns.out),
+        pixels_(per_block() * p_.columns.out + 2 * kRows),
         taps_(p_.rows.taps * p_.columns.taps),
         row_count_(list(p_.rows, row_runs_.get())),
         column_count_(list(p_.columns, column_runs_.get())) {}
@@ -153,7 +156,10 @@ class Convolution {
           *pixel++ = {(row + x.stride * j) * in, ((n * y.out + i) * x.out + j) * out};
       }
     }
-    return pixel - pixels_.get();
+    const int64_t count = pixel - pixels_.get();
+    // For the last tiles to look ahead.
+    for (int64_t r = 0; r < 2 * kRows && count > 0; ++r) pixel[r] = pixel[-1];
+    return count;
   }
 
   GK_INLINE int64_t list_taps(const Run& rows, const Run& columns) {
@@ -168,7 +174,15 @@ class Convolution {
 
   GK_INLINE void groups(int64_t pixels, int64_t taps) {
     const int64_t panel = p_.rows.taps * p_.columns.taps * p_.inputs * kColumns;
-    Work work = {args_.x, args_.panels, args_.bias, args_.y, taps_.get(), taps_.get() + taps, p_.inputs, 0};
+    Work work = {args_.x,
+                 args_.panels,
+                 args_.bias,
+                 args_.y,
+                 taps_.get(),
+                 taps_.get() + taps,
+                 p_.inputs,
+                 0,
+                 taps > 0 ? taps_.get()[taps - 1].x : 0};
     for (int64_t group = 0; group < p_.groups; ++group, work.x += p_.inputs)
       for (int64_t o = 0; o < p_.outputs; o += kColumns) {
         work.outputs = least(kColumns, p_.outputs - o);

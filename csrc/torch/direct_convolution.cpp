@@ -17,13 +17,19 @@ namespace cpu = direct_convolution::cpu;
 // Products below which a thread is not worth waking, and numbers of a weight.
 constexpr int64_t kGrain = 1 << 20, kPackingGrain = 1 << 13;
 
-// From measurements that docs/ops/conv2d.md names: without AVX-512, which was not measured.
+// Inputs of a dense kernel of one pixel: enough to pay for the tile's ends, and so few that the weights of a panel
+// leave half of the first cache to the pixels.
+constexpr int64_t kLeastInputs = 16, kMostInputs = 256;
+
+// From measurements that docs/ops/conv2d.md names: without AVX-512, which was not measured; where a group's outputs
+// fill at least three quarters of their panels; in groups, and for a dense kernel of one pixel on pictures of more than
+// one.
 bool is_faster(const cpu::Problem& p) {
   const cpu::Axis &y = p.rows, &x = p.columns;
   const bool is_pointwise = y.taps * x.taps * y.stride * x.stride == 1 && y.padding == 0 && x.padding == 0;
-  const int64_t columns = cpu::kernel().columns, panels = at::divup(p.outputs, columns);
-  return gankernels::cpu::isa() == gankernels::cpu::Isa::kAvx2 && 4 * p.outputs >= 3 * columns * panels &&
-         (p.groups > 1 || is_pointwise);
+  const int64_t panels = cpu::panels_in_group(cpu::kernel(), p);
+  return gankernels::cpu::isa() == gankernels::cpu::Isa::kAvx2 && 4 * p.outputs >= 3 * cpu::kernel().columns * panels &&
+         (p.groups > 1 || (is_pointwise && y.out * x.out > 1 && p.inputs >= kLeastInputs && p.inputs <= kMostInputs));
 }
 
 }  // namespace
