@@ -34,17 +34,17 @@ struct Args {
   float* y;
 };
 
-// Of one instruction set.
+// Of one instruction set. A weight is packed into panels [KH, KW, inputs, columns], with zeros behind a group's last
+// output: outputs of one group, or all those of two, where they fill half a panel.
 struct Kernel {
-  int64_t columns;  // outputs in a panel
+  int64_t columns;
+  int64_t (*panels)(const Problem& problem);
   // Makes panels [begin, end) of those that begin at `to`.
   void (*pack)(const Problem& problem, const Weight& weight, float* to, int64_t begin, int64_t end);
   // Rows [begin, end) of y, those of all samples. The bits do not depend on how rows are cut.
   void (*pass)(const Args& args, int64_t begin, int64_t end);
 };
 
-// A group's panels, [outputs / columns] of [KH, KW, inputs, columns], with zeros behind the last output.
-int64_t panels_in_group(const Kernel& kernel, const Problem& problem);
 int64_t panel_size(const Kernel& kernel, const Problem& problem);
 
 // Built for the instruction set that gankernels::cpu::isa() names.

@@ -1,12 +1,8 @@
-// What does not depend on the instruction set: the weight's panels, and the choice of the kernel.
+// What does not depend on the instruction set: the size of a panel, and the choice of the kernel.
 #include "direct_convolution.h"
 #include "isa_choice.h"
 
 namespace gankernels::direct_convolution::cpu {
-
-int64_t panels_in_group(const Kernel& kernel, const Problem& p) {
-  return (p.outputs + kernel.columns - 1) / kernel.columns;
-}
 
 int64_t panel_size(const Kernel& kernel, const Problem& p) {
   return p.rows.taps * p.columns.taps * p.inputs * kernel.columns;

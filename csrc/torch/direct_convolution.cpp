@@ -21,14 +21,14 @@ constexpr int64_t kGrain = 1 << 20, kPackingGrain = 1 << 13;
 // leave half of the first cache to the pixels.
 constexpr int64_t kLeastInputs = 16, kMostInputs = 256;
 
-// From measurements that docs/ops/conv2d.md names: without AVX-512, which was not measured; where a group's outputs
-// fill at least three quarters of their panels; in groups, and for a dense kernel of one pixel on pictures of more than
-// one.
+// From measurements that docs/ops/conv2d.md names: without AVX-512, which was not measured; where the outputs fill at
+// least three quarters of their panels; in groups, and for a dense kernel of one pixel on pictures of more than one.
 bool is_faster(const cpu::Problem& p) {
   const cpu::Axis &y = p.rows, &x = p.columns;
   const bool is_pointwise = y.taps * x.taps * y.stride * x.stride == 1 && y.padding == 0 && x.padding == 0;
-  const int64_t panels = cpu::panels_in_group(cpu::kernel(), p);
-  return gankernels::cpu::isa() == gankernels::cpu::Isa::kAvx2 && 4 * p.outputs >= 3 * cpu::kernel().columns * panels &&
+  const cpu::Kernel& kernel = cpu::kernel();
+  return gankernels::cpu::isa() == gankernels::cpu::Isa::kAvx2 &&
+         4 * p.groups * p.outputs >= 3 * kernel.columns * kernel.panels(p) &&
          (p.groups > 1 || (is_pointwise && y.out * x.out > 1 && p.inputs >= kLeastInputs && p.inputs <= kMostInputs));
 }
 
@@ -64,7 +64,7 @@ std::optional<Tensor> own_convolution(const Tensor& x_, const Tensor& weight_, c
       to_big ? cpu::Weight{first + (w[2] - 1) * s[2] + (w[3] - 1) * s[3], small * s[0], s[1], s[0], -s[2], -s[3]}
              : cpu::Weight{first, small * s[0], s[0], s[1], s[2], s[3]};
   const cpu::Kernel& kernel = cpu::kernel();
-  const int64_t panels = groups * cpu::panels_in_group(kernel, p), panel = cpu::panel_size(kernel, p);
+  const int64_t panels = kernel.panels(p), panel = cpu::panel_size(kernel, p);
   Tensor packed = at::empty({panels * panel}, options);
   float* const to = packed.mutable_data_ptr<float>();
   at::parallel_for(0, panels, at::divup(kPackingGrain, panel),

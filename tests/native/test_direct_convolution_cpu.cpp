@@ -30,6 +30,9 @@ const Case kCases[] = {
     {"one of everything", {1, 1, 1, 1, axis(1, 1), axis(1, 1)}},
     {"3x3 in groups of 16", {3, 3, 16, 16, axis(9, 3, 1, 1), axis(8, 3, 1, 1)}},
     {"3x3 in groups of odd numbers", {2, 5, 3, 7, axis(5, 3, 1, 1), axis(7, 3, 1, 1)}},
+    {"groups of 4, two in a panel of 8", {2, 3, 4, 4, axis(5, 3, 1, 1), axis(4, 3, 1, 1)}},
+    {"groups of 8, two in a panel of 16", {2, 5, 6, 8, axis(5, 3, 1, 1), axis(4, 3, 1, 1)}},
+    {"groups of 16, two in a panel of 32", {2, 4, 16, 16, axis(5, 2, 1, 1), axis(4, 3, 2, 1)}},
     {"outputs past a panel", {2, 2, 5, 35, axis(4, 3, 1, 1), axis(4, 3, 1, 1)}},
     {"4x4, stride 2", {3, 2, 8, 32, axis(10, 4, 2, 1), axis(12, 4, 2, 1)}},
     {"stride 3, pixels that no tap sees", {2, 1, 4, 17, axis(11, 2, 3), axis(14, 2, 3)}},
@@ -81,7 +84,7 @@ void check_case(const cpu::Kernel& kernel, const Case& k) {
       (*from)[i] = static_cast<float>(static_cast<int>(bits() % 4095) - 2047) / 1024.0f;
 
   // The weight as [outputs, inputs, KH, KW], and as [KH, KW, inputs, outputs] with its taps in reverse.
-  const int64_t panels = p.groups * cpu::panels_in_group(kernel, p), panel = cpu::panel_size(kernel, p);
+  const int64_t panels = kernel.panels(p), panel = cpu::panel_size(kernel, p);
   Guarded<float> packed(panels * panel), again(packed.size());
   kernel.pack(p, {weight.data(), p.outputs * p.inputs * taps, p.inputs * taps, taps, p.columns.taps, 1}, packed.data(),
               0, panels);

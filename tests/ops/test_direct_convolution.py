@@ -58,6 +58,9 @@ dtypes = pytest.mark.parametrize(
 _CASES = [
     pytest.param(conv2d, F.conv2d, ((3, 48, 9, 8), (48, 16, 3, 3), 48), {"padding": 1, "groups": 3}, 0, id="groups"),
     pytest.param(conv2d, F.conv2d, ((2, 6, 7, 5), (10, 3, 3, 3), 10), {"padding": 1, "groups": 2}, 0, id="odd groups"),
+    pytest.param(
+        conv2d, F.conv2d, ((2, 40, 6, 5), (40, 8, 3, 3), 40), {"padding": 1, "groups": 5}, 0, id="pairs of groups"
+    ),
     pytest.param(conv2d, F.conv2d, ((2, 5, 6, 6), (5, 1, 3, 3), 5), {"padding": 1, "groups": 5}, 0, id="depthwise"),
     pytest.param(conv2d, F.conv2d, ((2, 19, 9, 8), (35, 19, 3, 3), 35), {"padding": 1}, 0, id="dense"),
     pytest.param(conv2d, F.conv2d, ((2, 17, 8, 20), (24, 17, 1, 1), 24), {}, 0, id="1x1"),
@@ -160,7 +163,8 @@ def test_empty(size, set_own):
     [
         ((2, 192, 8, 8), (192, 16, 3, 3), (True, True, True)),
         ((2, 64, 8, 8), (64, 32, 3, 3), (True, True, True)),
-        ((2, 32, 8, 8), (32, 8, 3, 3), (False, False, False)),
+        ((2, 32, 8, 8), (32, 8, 3, 3), (True, True, False)),
+        ((2, 20, 8, 8), (20, 4, 3, 3), (False, False, False)),
         ((2, 16, 8, 8), (16, 1, 3, 3), (False, False, False)),
         ((2, 16, 8, 8), (64, 4, 3, 3), (True, False, False)),
         ((2, 32, 8, 8), (32, 32, 3, 3), (False, False, True)),
