@@ -15,13 +15,19 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "few_products", [](int64_t count) { return gankernels::convolution::few_products.exchange(count); },
       "Up to how many products a dense convolution on a CPU goes to ATen without a plan; returns the number before.");
-  m.def(
-      "own_weight_gradients",
-      [](int when) {
-        using gankernels::convolution::OwnWeightGradients;
-        return static_cast<int>(
-            gankernels::convolution::own_weight_gradients.exchange(static_cast<OwnWeightGradients>(when)));
-      },
-      "Whether dense convolutions on a CPU make weight gradients in channels_last by our own kernel: 0 never, 1 by the "
-      "rule, 2 wherever it can; returns what held before.");
+  const auto own = [&](const char* name, auto& kernel, const char* doc) {
+    m.def(
+        name,
+        [&kernel](int when) {
+          return static_cast<int>(kernel.exchange(static_cast<gankernels::convolution::OwnKernel>(when)));
+        },
+        doc);
+  };
+  own("own_convolutions", gankernels::convolution::own_convolutions,
+      "Whether convolutions and input gradients on a CPU are our own kernel's in channels_last: 0 never, 1 by the "
+      "rule, "
+      "2 wherever it can; returns what held before.");
+  own("own_weight_gradients", gankernels::convolution::own_weight_gradients,
+      "Whether weight gradients on a CPU are our own kernel's in channels_last: 0 never, 1 by the rule, 2 wherever it "
+      "can; returns what held before.");
 }

@@ -3,7 +3,7 @@
 
 #include <utility>
 
-#include "vec.h"
+#include "scratch.h"
 
 namespace gankernels::convolution_weight_gradient::cpu::GK_ISA {
 namespace {
@@ -23,36 +23,6 @@ inline constexpr int64_t kPixels = 256;
 inline constexpr int64_t kPacked = 65536;
 // Pixels that go to all panels of small before the next ones do: so many that what a panel takes is some lines.
 inline constexpr int64_t kStrip = 16;
-
-GK_INLINE int64_t least(int64_t a, int64_t b) {
-  return a < b ? a : b;
-}
-GK_INLINE int64_t most(int64_t a, int64_t b) {
-  return a > b ? a : b;
-}
-GK_INLINE int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
-// For any sign of a.
-GK_INLINE int64_t floor_div(int64_t a, int64_t b) {
-  return a / b - (a % b < 0);
-}
-
-// Memory that begins with a line of the cache.
-template <class T>
-class Lines {
- public:
-  explicit Lines(int64_t count)
-      : data_(static_cast<T*>(std::aligned_alloc(kLine, ceil_div(count * sizeof(T), kLine) * kLine))) {}
-  ~Lines() { std::free(data_); }
-  Lines(const Lines&) = delete;
-  Lines& operator=(const Lines&) = delete;
-  T* get() { return data_; }
-
- private:
-  static constexpr int64_t kLine = 64;
-  T* data_;
-};
 
 // Where a pixel's numbers begin in the panels of small and of big.
 struct Pixel {
@@ -170,7 +140,7 @@ template <class T>
 GK_INLINE void pack_big(const Blocking& blocking, const Block& block, const T* big, int64_t first, int64_t count,
                         float* to) {
   const Axis& x = blocking.p.columns;
-  const int64_t channels = blocking.p.big_channels;
+  const int64_t channels = blocking.p.groups * blocking.p.big_channels;
   int64_t big_row = 0;
   blocking.sections(block, [&](const Section& s) GK_LAMBDA_INLINE {
     for (int64_t row = s.big_first; row < s.big_last; ++row, ++big_row) {
@@ -236,7 +206,7 @@ struct Tiles<std::integer_sequence<int64_t, kSize...>> {
 };
 using AllTiles = Tiles<std::make_integer_sequence<int64_t, kRows>>;
 
-// Channels [first, last).
+// Channels [first, last) of a group.
 struct Channels {
   int64_t first, last;
 };
@@ -245,24 +215,30 @@ struct Channels {
 template <class T>
 class Gradient {
  public:
-  // `channels` of small at most are in one part.
-  Gradient(const Args& args, int64_t channels)
+  Gradient(const Args& args, const Parts& parts)
       : args_(args),
         p_(args.problem),
+        parts_(parts),
         blocking_(p_),
         taps_(p_.rows.taps * p_.columns.taps),
         block_pixels_(blocking_.per_block * p_.columns.small),
-        chunk_(chunk(channels, block_pixels_)),
+        chunk_(chunk(least(parts.channels, p_.channels), block_pixels_)),
         small_(chunk_ * block_pixels_),
         big_(blocking_.big_size()),
         strip_(sizeof(T) == sizeof(float) ? 1 : kStrip * chunk_),
         pixels_(taps_ * block_pixels_),
         counts_(taps_) {}
 
-  void part(const Channels& small, const Channels& big) {
-    for (int64_t first = small.first; first < small.last; first += chunk_)
-      for (int64_t row = 0; row < blocking_.rows; row += blocking_.per_block)
-        block({row, least(blocking_.rows, row + blocking_.per_block)}, {first, least(small.last, first + chunk_)}, big);
+  // Parts [begin, end), all in step: neighbouring groups are neighbours in memory.
+  void parts(int64_t begin, int64_t end) {
+    for (int64_t first = 0; first < least(parts_.channels, p_.channels); first += chunk_)
+      for (int64_t row = 0; row < blocking_.rows; row += blocking_.per_block) {
+        const Block block = {row, least(blocking_.rows, row + blocking_.per_block)};
+        for (int64_t tap = 0; tap < taps_; ++tap)
+          counts_.get()[tap] =
+              list(blocking_, block, tap / p_.columns.taps, tap % p_.columns.taps, pixels_.get() + tap * block_pixels_);
+        for (int64_t part = begin; part < end; ++part) chunk_of(part, first, block);
+      }
   }
 
  private:
@@ -272,32 +248,41 @@ class Gradient {
     return ceil_div(ceil_div(channels, chunks), kRows) * kRows;
   }
 
-  GK_INLINE void block(const Block& block, const Channels& small, const Channels& big) {
+  // The channels of a part from its number `offset` on that go at a time.
+  GK_INLINE void chunk_of(int64_t part, int64_t offset, const Block& block) {
+    const int64_t group = part / parts_.in_group, in_group = part % parts_.in_group;
+    const int64_t first = in_group / parts_.across * parts_.channels, begin = first + offset,
+                  end = least(least(p_.channels, first + parts_.channels), begin + chunk_);
+    const int64_t big = in_group % parts_.across * parts_.big_channels;
+    if (begin < end) add(block, group, {begin, end}, {big, least(p_.big_channels, big + parts_.big_channels)});
+  }
+
+  GK_INLINE void add(const Block& block, int64_t group, const Channels& small, const Channels& big) {
     const int64_t first_pixel = block.first * p_.columns.small, count = block.last * p_.columns.small - first_pixel;
-    pack_small(static_cast<const T*>(args_.small) + first_pixel * p_.channels, p_.channels, small.first,
+    const int64_t channels = p_.groups * p_.channels, stride = taps_ * p_.big_channels;
+    pack_small(static_cast<const T*>(args_.small) + first_pixel * channels, channels, group * p_.channels + small.first,
                small.last - small.first, count, strip_.get(), small_.get());
-    for (int64_t tap = 0; tap < taps_; ++tap)
-      counts_.get()[tap] =
-          list(blocking_, block, tap / p_.columns.taps, tap % p_.columns.taps, pixels_.get() + tap * block_pixels_);
+    float* const dw = args_.dw + (group * p_.channels + small.first) * stride;
     for (int64_t c = big.first; c < big.last; c += kColumns) {
       const int64_t columns = least(kColumns, big.last - c);
-      pack_big(blocking_, block, static_cast<const T*>(args_.big), c, columns, big_.get());
+      pack_big(blocking_, block, static_cast<const T*>(args_.big), group * p_.big_channels + c, columns, big_.get());
       for (int64_t tap = 0; tap < taps_; ++tap)
-        panels(small, count, tap, args_.dw + tap * p_.big_channels + c, columns, block.first == 0);
+        panels(small.last - small.first, count, tap, dw + tap * p_.big_channels + c, columns, block.first == 0);
     }
   }
 
   // One tap of a panel of big with all panels of small; `count` pixels are in these.
-  GK_INLINE void panels(const Channels& small, int64_t count, int64_t tap, float* dw, int64_t columns, bool is_first) {
+  GK_INLINE void panels(int64_t channels, int64_t count, int64_t tap, float* dw, int64_t columns, bool is_first) {
     const int64_t stride = taps_ * p_.big_channels;
-    for (int64_t c = small.first; c < small.last; c += kRows)
-      AllTiles::of[least(kRows, small.last - c) - 1](small_.get() + (c - small.first) * count, big_.get(),
-                                                     pixels_.get() + tap * block_pixels_, counts_.get()[tap],
-                                                     dw + c * stride, stride, columns, is_first);
+    for (int64_t c = 0; c < channels; c += kRows)
+      AllTiles::of[least(kRows, channels - c) - 1](small_.get() + c * count, big_.get(),
+                                                   pixels_.get() + tap * block_pixels_, counts_.get()[tap],
+                                                   dw + c * stride, stride, columns, is_first);
   }
 
   const Args& args_;
   const Problem& p_;
+  const Parts& parts_;
   const Blocking blocking_;
   const int64_t taps_, block_pixels_, chunk_;
   Lines<float> small_, big_, strip_;
@@ -307,13 +292,7 @@ class Gradient {
 
 template <class T>
 void pass(const Args& args, const Parts& parts, int64_t begin, int64_t end) {
-  const Problem& p = args.problem;
-  Gradient<T> gradient(args, parts.channels);
-  for (int64_t part = begin; part < end; ++part) {
-    const int64_t first = part / parts.across * parts.channels, big = part % parts.across * parts.big_channels;
-    gradient.part({first, least(p.channels, first + parts.channels)},
-                  {big, least(p.big_channels, big + parts.big_channels)});
-  }
+  Gradient<T>(args, parts).parts(begin, end);
 }
 
 }  // namespace

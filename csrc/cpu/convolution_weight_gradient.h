@@ -1,7 +1,8 @@
-// The weight gradient of a dense convolution on the CPU, without columns. All tensors are channels_last:
+// The weight gradient of a convolution on the CPU, without columns. All tensors are channels_last:
 //
 //   dw[c, k, l, c'] = sum over n, i, j of small[n, i, j, c] big[n, s i + d k - p, s j + d l - p, c']
 //
+// with c' over the channels of big in c's group.
 // gankernels/ops/_convolution_gemm.py names `small` and `big`. Each tap is a product small^T big over the pixels that
 // the tap sees, so a tile of dw [channels of small, channels of big] stays in registers while pixels go by.
 #pragma once
@@ -15,8 +16,9 @@ struct Axis {
   int64_t small, big, taps, stride, padding, dilation;
 };
 
+// Channels are those of one group.
 struct Problem {
-  int64_t samples, channels, big_channels;
+  int64_t samples, groups, channels, big_channels;
   Axis rows, columns;
 };
 
@@ -26,10 +28,10 @@ struct Args {
   float* dw;
 };
 
-// dw cut into parts, each [channels, big_channels] or less for all taps: what a thread takes. The order in which pixels
-// are added does not depend on it.
+// dw cut into parts, each [channels, big_channels] of a group or less for all taps: what a thread takes some of. A
+// group has `in_group` of them, `across` side by side. The order in which pixels are added does not depend on it.
 struct Parts {
-  int64_t channels, big_channels, across, count;
+  int64_t channels, big_channels, across, in_group, count;
 };
 
 using Pass = void (*)(const Args&, const Parts&, int64_t part_begin, int64_t part_end);

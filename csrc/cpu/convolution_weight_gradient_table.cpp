@@ -11,7 +11,8 @@ int64_t ceil_div(int64_t a, int64_t b) {
 
 }  // namespace
 
-Parts parts(const Kernel& kernel, const Problem& p, int64_t threads) {
+Parts parts(const Kernel& kernel, const Problem& p, int64_t all_threads) {
+  const int64_t threads = ceil_div(all_threads, p.groups);
   const int64_t tiles = ceil_div(p.channels, kernel.tile_channels),
                 big_tiles = ceil_div(p.big_channels, kernel.tile_big_channels);
   Parts best{};
@@ -23,8 +24,8 @@ Parts parts(const Kernel& kernel, const Problem& p, int64_t threads) {
     if (share * big_share >= least) continue;
     least = share * big_share;
     const int64_t columns = ceil_div(big_tiles, big_share);
-    best = {share * kernel.tile_channels, big_share * kernel.tile_big_channels, columns,
-            columns * ceil_div(tiles, share)};
+    const int64_t in_group = columns * ceil_div(tiles, share);
+    best = {share * kernel.tile_channels, big_share * kernel.tile_big_channels, columns, in_group, p.groups * in_group};
   }
   return best;
 }

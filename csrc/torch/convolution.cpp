@@ -1,6 +1,6 @@
-// The convolution ops where the host's time would be felt: weight gradients that are our own kernel's, and calls whose
-// operands are what ATen is to be given, go there at once. All others, and where a matrix product may be faster, go by
-// the plan in gankernels/ops/_convolution_library.py.
+// The convolution ops where the host's time would be felt: calls that are our own kernels', and those whose operands
+// are what ATen is to be given, go there at once. All others, and where a matrix product may be faster, go by the plan
+// in gankernels/ops/_convolution_library.py.
 #include "convolution.h"
 
 #include <ATen/ops/convolution.h>
@@ -63,11 +63,28 @@ Tensor unread(at::IntArrayRef size, const Tensor& a, const Tensor& b, bool chann
   return at::empty_strided(size, strides, a.options());
 }
 
+// As gankernels/ops/_convolution_arguments.py has it.
+std::array<int64_t, 4> output_size(at::IntArrayRef x, at::IntArrayRef weight, GANKERNELS_GEOMETRY) {
+  std::array<int64_t, 4> size = {x[0], transposed ? weight[1] * groups : weight[0]};
+  for (int d : {0, 1}) {
+    const int64_t reach = dilation[d] * (weight[2 + d] - 1) + 1;
+    size[2 + d] = transposed ? (x[2 + d] - 1) * stride[d] - 2 * padding[d] + reach + output_padding[d]
+                             : (x[2 + d] + 2 * padding[d] - reach) / stride[d] + 1;
+  }
+  return size;
+}
+
 Tensor convolution(const Tensor& x, const Tensor& weight, const Optional& bias, GANKERNELS_GEOMETRY) {
   static const auto plan = autograd::op<Convolution>("gankernels_library::planned_convolution");
   Small small(x.sizes());
   if (!transposed) small.pixels = std::max(small.samples, small.pixels / (stride[0] * stride[1]));
   const Call call(x, weight, small, weight.numel(), groups);
+  if (call.channels_last) {
+    const auto size =
+        output_size(x.sizes(), weight.sizes(), stride, padding, dilation, transposed, output_padding, groups);
+    const auto y = own_convolution(x, weight, bias, size, /*to_big=*/transposed, stride, padding, dilation, groups);
+    if (y) return *y;
+  }
   if (!call.direct) return plan.call(x, weight, bias, stride, padding, dilation, transposed, output_padding, groups);
   const Exactly exactly;
   return laid_out(at::convolution(x, weight, bias, stride, padding, dilation, transposed, output_padding, groups),
@@ -78,6 +95,11 @@ Tensor input_gradient(const Tensor& dy, const Tensor& weight, c10::SymIntArrayRe
   static const auto plan = autograd::op<InputGradient>("gankernels_library::planned_convolution_input_gradient");
   const auto x_size = C10_AS_INTARRAYREF_SLOW(x_symbols);
   const Call call(dy, weight, Small(transposed ? x_size : dy.sizes()), weight.numel(), groups);
+  if (call.channels_last) {
+    const auto dx =
+        own_convolution(dy, weight, std::nullopt, x_size, /*to_big=*/!transposed, stride, padding, dilation, groups);
+    if (dx) return *dx;
+  }
   if (!call.direct)
     return plan.call(dy, weight, x_symbols, stride, padding, dilation, transposed, output_padding, groups);
   const Exactly exactly;

@@ -21,9 +21,9 @@ inline std::atomic<bool> weight_gradients_wanted = true;
 // tenth of one. Where a picture is one pixel the plan has more to offer, and is asked from a sixteenth of that on.
 inline std::atomic<int64_t> few_products = 1 << 25;
 
-// When the weight gradient of a dense convolution in channels_last is this package's own kernel's.
-enum class OwnWeightGradients { kNever, kByRule, kAlways };
-inline std::atomic<OwnWeightGradients> own_weight_gradients = OwnWeightGradients::kByRule;
+// When a convolution in channels_last, or its weight gradient, is this package's own kernel's.
+enum class OwnKernel { kNever, kByRule, kAlways };
+inline std::atomic<OwnKernel> own_convolutions = OwnKernel::kByRule, own_weight_gradients = OwnKernel::kByRule;
 
 struct Geometry {
   std::vector<int64_t> stride, padding, dilation;
@@ -50,6 +50,16 @@ inline std::array<int64_t, 4> strides_of(at::IntArrayRef size, bool channels_las
   if (channels_last) return {h * w * c, 1, w * c, c};
   return {c * h * w, h * w, w, 1};
 }
+
+// Whether the own kernels take a dtype. Where the CPU multiplies in 16 bits the library is faster in them.
+bool own_kernels_take(at::ScalarType dtype);
+
+// `small` from `big`, or `big` from `small`, with the weight [small's channels, big's of a group, KH, KW] and the bias
+// of what it makes, [*size] in channels_last and in x's dtype; none where that is not the way. fp32 throughout, rounded
+// once.
+std::optional<Tensor> own_convolution(const Tensor& x, const Tensor& weight, const Optional& bias, at::IntArrayRef size,
+                                      bool to_big, at::IntArrayRef stride, at::IntArrayRef padding,
+                                      at::IntArrayRef dilation, int64_t groups);
 
 // dw, in channels_last and the pictures' dtype, from `small` and `big` as gankernels/ops/_convolution_gemm.py names
 // them; none where that is not the way. fp32 throughout, rounded once.

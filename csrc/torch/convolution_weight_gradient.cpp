@@ -1,4 +1,4 @@
-// This package's own weight gradient of a dense convolution on a CPU: when it is the faster way, and how it is called.
+// This package's own weight gradient of a convolution on a CPU: when it is the faster way, and how it is called.
 #include "../cpu/convolution_weight_gradient.h"
 
 #include <ATen/Parallel.h>
@@ -24,13 +24,6 @@ bool has_hardware(const char* query) {
   return op && op->typed<bool()>().call();
 }
 
-// Whether there is a kernel for a dtype. Where the CPU multiplies in 16 bits the library is faster in them.
-bool takes(at::ScalarType dtype) {
-  static const bool has_bf16 = has_hardware("mkldnn::_is_mkldnn_bf16_supported"),
-                    has_fp16 = has_hardware("mkldnn::_is_mkldnn_fp16_supported");
-  return dtype == at::kFloat || (dtype == at::kBFloat16 && !has_bf16) || (dtype == at::kHalf && !has_fp16);
-}
-
 // From measurements that docs/ops/conv2d.md names: without AVX-512, which was not measured; where big's channels fill
 // at least three quarters of the tiles; and in fp32 where the gradient is more than one matrix product over whole
 // pictures, which the library is as fast at.
@@ -40,24 +33,31 @@ bool is_faster(const cpu::Problem& p, at::ScalarType dtype) {
   const bool is_single = y.small * x.small == 1 && y.big == y.taps && x.big == x.taps;
   const int64_t tile = cpu::kernel().tile_big_channels, tiles = at::divup(p.big_channels, tile);
   return gankernels::cpu::isa() == gankernels::cpu::Isa::kAvx2 && 4 * p.big_channels >= 3 * tile * tiles &&
-         (dtype != at::kFloat || !(is_pointwise || is_single));
+         (dtype != at::kFloat || p.groups > 1 || !(is_pointwise || is_single));
 }
 
 }  // namespace
 
+bool own_kernels_take(at::ScalarType dtype) {
+  static const bool has_bf16 = has_hardware("mkldnn::_is_mkldnn_bf16_supported"),
+                    has_fp16 = has_hardware("mkldnn::_is_mkldnn_fp16_supported");
+  return dtype == at::kFloat || (dtype == at::kBFloat16 && !has_bf16) || (dtype == at::kHalf && !has_fp16);
+}
+
 std::optional<Tensor> own_weight_gradient(const Tensor& small_, const Tensor& big_, at::IntArrayRef weight_size,
                                           GANKERNELS_GEOMETRY) {
-  const OwnWeightGradients when = own_weight_gradients;
+  const OwnKernel when = own_weight_gradients;
   // What does not fit together is the library's to complain of.
-  if (when == OwnWeightGradients::kNever || !small_.is_cpu() || groups != 1 || !takes(small_.scalar_type()) ||
+  if (when == OwnKernel::kNever || !small_.is_cpu() || !own_kernels_take(small_.scalar_type()) ||
       small_.scalar_type() != big_.scalar_type() || small_.size(0) != big_.size(0) ||
-      small_.size(1) != weight_size[0] || big_.size(1) != weight_size[1] || small_.numel() == 0 || big_.numel() == 0)
+      small_.size(1) != weight_size[0] || weight_size[0] % groups != 0 || big_.size(1) != groups * weight_size[1] ||
+      small_.numel() == 0 || big_.numel() == 0)
     return std::nullopt;
   const auto axis = [&](int i) -> cpu::Axis {
     return {small_.size(2 + i), big_.size(2 + i), weight_size[2 + i], stride[i], padding[i], dilation[i]};
   };
-  const cpu::Problem p = {small_.size(0), small_.size(1), big_.size(1), axis(0), axis(1)};
-  if (when == OwnWeightGradients::kByRule && !is_faster(p, small_.scalar_type())) return std::nullopt;
+  const cpu::Problem p = {small_.size(0), groups, weight_size[0] / groups, weight_size[1], axis(0), axis(1)};
+  if (when == OwnKernel::kByRule && !is_faster(p, small_.scalar_type())) return std::nullopt;
   const Tensor small = small_.contiguous(at::MemoryFormat::ChannelsLast),
                big = big_.contiguous(at::MemoryFormat::ChannelsLast);
   const auto strides = strides_of(weight_size, /*channels_last=*/true);

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
+
+import gankernels.ops  # noqa: F401  registers the ops that are named below
 
 
 def count_flops(function: Callable[[], object]) -> float:
@@ -17,29 +21,59 @@ def count_flops(function: Callable[[], object]) -> float:
     return float(counter.total)
 
 
+def flops_of(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> int | None:
+    """What a call of an op overload took; None where the op has no products."""
+    formula = _FORMULAS.get(op.overloadpacket)
+    return None if formula is None else formula(*args, **kwargs, out_val=out)
+
+
+def _of_convolution(x: Tensor, y: Tensor, weight_size: Sequence[int], transposed: bool) -> int:
+    """For each pixel that has a place of the kernel, the whole weight; so for y, for dx and for dw."""
+    batch, _, *pixels = (x if transposed else y).shape
+    return 2 * batch * math.prod(pixels) * math.prod(weight_size)
+
+
+def _convolution(x: Tensor, weight: Tensor, bias: Any, *geometry: Any, out_val: Tensor) -> int:
+    *_, transposed, _, _ = geometry
+    return _of_convolution(x, out_val, weight.shape, transposed)
+
+
+def _input_gradient(dy: Tensor, weight: Tensor, x_size: Any, *geometry: Any, out_val: Tensor) -> int:
+    *_, transposed, _, _ = geometry
+    return _of_convolution(out_val, dy, weight.shape, transposed)
+
+
+def _weight_gradient(
+    dy: Tensor, x: Tensor, weight_size: Sequence[int], with_bias: bool, *geometry: Any, out_val: Any
+) -> int:
+    *_, transposed, _, _ = geometry
+    return _of_convolution(x, dy, weight_size, transposed)
+
+
+def _convolution_backward(
+    dy: Tensor, x: Tensor, weight: Tensor, bias_sizes: Any, *geometry: Any, out_val: Any = None
+) -> int:
+    """torch's own formula counts a weight gradient as if there were no groups."""
+    *_, transposed, _, _, mask = geometry
+    return _of_convolution(x, dy, weight.shape, transposed) * sum(mask[:2])
+
+
+_library = torch.ops.gankernels_library
+_FORMULAS: dict[Any, Callable[..., int]] = {
+    **flop_registry,
+    torch.ops.aten.convolution_backward: _convolution_backward,
+    _library.convolution: _convolution,
+    _library.convolution_input_gradient: _input_gradient,
+    _library.convolution_weight_gradient: _weight_gradient,
+}
+
+
 class _FlopCounter(TorchDispatchMode):
-    """Adds up torch's formulas. Torch's own counter follows modules, and so refuses ``autograd.grad``."""
+    """Adds up the formulas. Torch's own counter follows modules, and so refuses ``autograd.grad``."""
 
     total = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if func.overloadpacket in flop_registry:
-            self.total += flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=out)
+        self.total += flops_of(func, args, kwargs or {}, out) or 0
         return out
-
-
-def convolution_flops(op: str, args: Sequence[Any], out: Any) -> float:
-    """Of a call of one of the three convolution ops of ``gankernels_library``; the same picture sizes, the same FLOPs.
-
-    Every pixel that stands on the weight's own side, of y in a convolution and of x in a transposed one, meets the
-    whole kernel once.
-    """
-    x, y, weight_shape = {
-        "convolution": lambda: (args[0], out, args[1].shape),
-        "convolution_input_gradient": lambda: (out, args[0], args[1].shape),
-        "convolution_weight_gradient": lambda: (args[1], args[0], args[2]),
-    }[op]()
-    *_, transposed, _, _ = args
-    batch, _, *pixels = (x if transposed else y).shape
-    return 2.0 * batch * math.prod(pixels) * math.prod(weight_shape)

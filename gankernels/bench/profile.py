@@ -21,10 +21,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
 from gankernels.bench.ceilings import Ceilings
-from gankernels.bench.flops import convolution_flops
+from gankernels.bench.flops import flops_of
 from gankernels.errors import InputError
 from gankernels.ops._registration import NAMESPACES
 
@@ -109,31 +108,29 @@ class _Clock(TorchDispatchMode):
         start = time.perf_counter()
         out = func(*args, **kwargs)
         ms = (time.perf_counter() - start) * 1e3
-        name, flops = _kind(func, args, kwargs, out)
+        flops = flops_of(func, args, kwargs, out)
+        name = _name(func, args, flops is not None)
         # A view has neither bytes nor a kernel, and detach is none in its schema.
         view = func.is_view or func is torch.ops.aten.detach.default
         bytes = 0 if view else _bytes([*args, *kwargs.values(), out])
-        floor, _ = self.ceilings.floor(bytes, flops, 0 if view else 1, _dtype(out))
+        floor, _ = self.ceilings.floor(bytes, flops or 0, 0 if view else 1, _dtype(out))
         part = self.parts.setdefault(name, Part(name))
         part.calls += 1
         part.ms += ms
-        part.flops += flops
+        part.flops += flops or 0
         part.bytes += bytes
         part.floor_ms += floor
         return out
 
 
-def _kind(func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> tuple[str, float]:
-    """The name of the part that a call belongs to, and the call's FLOPs."""
-    namespace, op = func.namespace, func.overloadpacket.__name__
-    if namespace == NAMESPACES["library"] and op in _CONVOLUTIONS:
-        grouped = "grouped " if args[-1] > 1 else ""
-        return f"{grouped}convolution, {_CONVOLUTIONS[op]}", convolution_flops(op, args, out)
-    if namespace in NAMESPACES.values():
-        return op, 0.0
-    if func.overloadpacket in flop_registry:
-        return _PRODUCTS, float(flop_registry[func.overloadpacket](*args, **kwargs, out_val=out))
-    return _OTHERS, 0.0
+def _name(op: Any, args: Sequence[Any], has_products: bool) -> str:
+    """The name of the part that a call belongs to."""
+    name = op.overloadpacket.__name__
+    if op.namespace == NAMESPACES["library"] and name in _CONVOLUTIONS:
+        return f"{'grouped ' if args[-1] > 1 else ''}convolution, {_CONVOLUTIONS[name]}"
+    if op.namespace in NAMESPACES.values():
+        return name
+    return _PRODUCTS if has_products else _OTHERS
 
 
 def _dtype(out: Any) -> torch.dtype:
