@@ -29,12 +29,12 @@ test: $(VENV)/tools
 	$(MAKE) --no-print-directory test-native
 	$(MAKE) --no-print-directory test-python
 
-# In the build folder of the extension, which shares its objects.
+# In the build folder of the extension, which shares its objects. Ninja must not look for make's jobs.
 native-tests: $(VENV)/tools
 	$(BIN)/cmake -S . -B $(BUILD) -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
 	  -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -DGANKERNELS_BUILD_TESTS=ON \
 	  -DGANKERNELS_BUILD_EXTENSION=$(if $(wildcard $(VENV)/installed-dev),ON,OFF)
-	$(BIN)/cmake --build $(BUILD) --target native_tests
+	MAKEFLAGS= $(BIN)/cmake --build $(BUILD) --target native_tests
 
 test-native: $(VENV)/installed-dev
 	$(MAKE) --no-print-directory native-tests

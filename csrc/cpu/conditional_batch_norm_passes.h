@@ -111,6 +111,16 @@ GK_ONCE_PER_TILE void repeat(const Tile& tile, const Columns& columns, A* dst) {
 // Fills dst with value(channel) for every column.
 template <class T, class A, class Value>
 GK_INLINE void expand(const Tile& tile, const Columns& columns, A* dst, Value&& value) {
+  if (tile.channels == 1) {  // a plane: all columns are one channel's, in any order
+    const A of_all = plain(value(tile.first_channel));
+    int64_t j = 0;
+    for (; j + kLanes<A> <= columns.width; j += kLanes<A>) store(dst + j, splat<Vector<A>>(of_all));
+    for (; j < columns.width; ++j) {
+      stay_scalar();
+      dst[j] = of_all;
+    }
+    return;
+  }
   for (int64_t k = 0; k < tile.channels; ++k) dst[k] = value(tile.first_channel + k);
   repeat<T>(tile, columns, dst);
 }

@@ -54,30 +54,30 @@ struct Columns {
 
   // Brings values that stand column by column into that order, and back.
   template <class T, class A>
-  GK_ONCE_PER_TILE void arrange(A* values) const {
-    in_steps<T>(values, [](const A* from, A* to, int64_t half, int64_t i) GK_LAMBDA_INLINE {
-      to[i] = from[2 * i];
-      to[half + i] = from[2 * i + 1];
-    });
+  GK_INLINE void arrange(A* values) const {
+    if constexpr (kRegisters<T> > 1)
+      in_steps<T>(values, [](const A* from, A* to, int64_t half, int64_t i) GK_LAMBDA_INLINE {
+        to[i] = from[2 * i];
+        to[half + i] = from[2 * i + 1];
+      });
   }
   template <class T, class A>
-  GK_ONCE_PER_TILE void restore(A* values) const {
-    in_steps<T>(values, [](const A* from, A* to, int64_t half, int64_t i) GK_LAMBDA_INLINE {
-      to[2 * i] = from[i];
-      to[2 * i + 1] = from[half + i];
-    });
+  GK_INLINE void restore(A* values) const {
+    if constexpr (kRegisters<T> > 1)
+      in_steps<T>(values, [](const A* from, A* to, int64_t half, int64_t i) GK_LAMBDA_INLINE {
+        to[2 * i] = from[i];
+        to[2 * i + 1] = from[half + i];
+      });
   }
 
  private:
   template <class T, class A, class Move>
-  GK_INLINE void in_steps(A* values, Move&& move) const {
-    if constexpr (kRegisters<T> > 1) {
-      constexpr int64_t step = kStep<T>;
-      for (int64_t j = 0; j < stepped; j += step) {
-        A before[step];
-        std::memcpy(before, values + j, sizeof before);
-        for (int64_t i = 0; i < step / 2; ++i) move(before, values + j, step / 2, i);
-      }
+  GK_ONCE_PER_TILE void in_steps(A* values, Move&& move) const {
+    constexpr int64_t step = kStep<T>;
+    for (int64_t j = 0; j < stepped; j += step) {
+      A before[step];
+      std::memcpy(before, values + j, sizeof before);
+      for (int64_t i = 0; i < step / 2; ++i) move(before, values + j, step / 2, i);
     }
   }
 };
