@@ -9,6 +9,7 @@ from torch import nn
 
 from gankernels import models
 from gankernels.bench import architectures, penalised_networks
+from gankernels.bench.flops import count_flops
 from gankernels.bench.penalty_step import PENALTY_STEP, make_cases
 
 KINDS = ("no penalty", "R1", "R1 + R2", "R1 + R2, peers apart", "R1 + R2 apart", "WGAN-GP")
@@ -83,6 +84,16 @@ def test_declared_networks_are_the_published_ones():
     published = sum(layer.parameters for layer in architectures.stylegan2_d(256, 8192, 256)) - 9 * 256
     assert sum(p.numel() for p in stylegan2.parameters.values()) == published
     assert sum(case.quick for case in PENALTY_STEP.cases) == 1
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_flops_of_a_grouped_convolution(transposed):
+    """y and both gradients take the same: torch counts a weight gradient as a dense one's."""
+    x, weight = torch.randn(2, 12, 5, 4, requires_grad=True), torch.randn(12, 4, 3, 3, requires_grad=True)
+    run = F.conv_transpose2d if transposed else F.conv2d
+    y = 2 * 2 * 5 * 4 * weight.numel()
+    assert count_flops(lambda: run(x, weight, padding=1, groups=3)) == y
+    assert count_flops(lambda: run(x, weight, padding=1, groups=3).sum().backward()) == 3 * y
 
 
 def test_flops_are_those_of_the_closed_form():
