@@ -11,7 +11,7 @@ from gankernels import losses, models
 from gankernels.nn import synchronize
 from ranks import run_in_ranks
 
-STEPS, BATCH, CLASSES = 20, 32, 3
+STEPS, BATCH, CLASSES = 10, 32, 3
 
 
 @pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_available()), reason="torch has no gloo")
