@@ -206,7 +206,8 @@ def _bytes(case: Case, mode: str, itemsize: int) -> float:
 def _flops(taps: Callable[[int, int], float], case: Case, mode: str) -> float:
     """Forward, and as much for each of the two gradients; a multiply-add is two.
 
-    ``taps`` are those for a pixel of the small side, with the folded 4x4 convolution and the skip on that side.
+    ``taps`` are those for a pixel of the small side, with the resampled 3x3 as a 3x3 of stride 2 beside a box filter,
+    the fewest that are known, and the skip on that side.
     """
     small = min(case.shape[2], _output(case)[2]) ** 2
     return 6.0 * case.shape[0] * small * taps(case.shape[1], case.arguments["c_out"])
@@ -237,7 +238,7 @@ BLOCKS = (
     _block(
         "up_block",
         _stock_up,
-        lambda c_in, c_out: 16 * c_in * c_out + 4 * 9 * c_out**2 + c_in * c_out,
+        lambda c_in, c_out: 9 * c_in * c_out + 4 * 9 * c_out**2 + c_in * c_out,
         (
             _case("BigGAN-128 G block 3", _up, 768, 384, 16, 4),
             _case("BigGAN-128 G block 5", _up, 192, 96, 64, 4, quick=True),
@@ -246,7 +247,7 @@ BLOCKS = (
     _block(
         "down_block",
         _stock_down,
-        lambda c_in, c_out: 4 * 9 * c_in * c_out + 16 * c_out**2 + c_in * c_out,
+        lambda c_in, c_out: 4 * 9 * c_in * c_out + 9 * c_out**2 + c_in * c_out,
         (
             _case("BigGAN-128 D block 2", ResBlockDown, 96, 192, 64, 8, quick=True),
             _case("BigGAN-128 D block 4", ResBlockDown, 384, 768, 16, 8),

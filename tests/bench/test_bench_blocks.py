@@ -141,10 +141,10 @@ def test_floors(declared):
     assert declared.flops(twice, "step") == 2 * declared.flops(case, "step")
     parameters = 8 * sum(p.numel() for p in case.arguments["block"].parameters())
     assert declared.bytes(twice, "step", 2) - parameters == 2 * (declared.bytes(case, "step", 2) - parameters)
-    # Three times what a forward multiplies, with the fold and the skip on the small side.
+    # Three times what a forward multiplies, with the box filter and the skip on the small side.
     products = {
-        "up_block": 3 * 16 * (16 * 6 * 4 + 4 * 9 * 4 * 4 + 6 * 4),
-        "down_block": 3 * 16 * (4 * 9 * 4 * 6 + 16 * 6 * 6 + 4 * 6),
+        "up_block": 3 * 16 * (9 * 6 * 4 + 4 * 9 * 4 * 4 + 6 * 4),
+        "down_block": 3 * 16 * (4 * 9 * 4 * 6 + 9 * 6 * 6 + 4 * 6),
         "dcgan_block": 3 * 16 * 16 * 6 * 4,
     }
     assert declared.flops(case, "step") == 3 * 2 * products[declared.op]

@@ -43,10 +43,10 @@ def benchmark(
         return float(itemsize * sum(passes * n for passes, n in zip(_PASSES[mode], numbers, strict=True)))
 
     def multiplied(case: Case, mode: str) -> float:
-        # Folded: each pixel of the small side meets (K+1)^2 taps. The two steps of the definition take 4 K^2.
+        # Boxed: each pixel of the small side meets K^2 taps. Folded it meets (K+1)^2, by the definition 4 K^2.
         n, c_in, height, width = case.shape
         pixels = n * min(height, output_size(height)) * min(width, output_size(width))
-        taps = (case.arguments["kernel_size"] + 1) ** 2
+        taps = case.arguments["kernel_size"] ** 2
         return 2.0 * _CONVOLUTIONS[mode] * pixels * c_in * case.arguments["out_channels"] * taps
 
     return Benchmark(
