@@ -122,6 +122,7 @@ class BuildNative(build_ext):
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-DGANKERNELS_SITE_PACKAGES={sysconfig.get_paths()['purelib']}",
             f"-DGANKERNELS_CUDA={'ON' if cuda else 'OFF'}",
+            "-DGANKERNELS_UNITY=ON",
             # Of the tests nothing is built here, but `make test` builds them beside the objects that it shares with _C.
             f"-DGANKERNELS_BUILD_TESTS={'ON' if (ROOT / 'tests' / 'native').exists() else 'OFF'}",
         ]  # fmt: skip

@@ -73,7 +73,7 @@ def _rows(step: Step, case: Case, limits: ceilings.Ceilings) -> Iterator[Row]:
     tensors = functional_step.place(tensors, torch.float32, torch.channels_last)
 
     def call() -> object:
-        return functional_step.run(step, arguments["ours"], tensors, loss=arguments["loss"], engine=True)
+        return functional_step.run(step, arguments["ours"].value, tensors, loss=arguments["loss"], engine=True)
 
     stamped = {name: text for name, text in stamp("cpu").items() if name in COLUMNS}
     for part in profile(call, limits):

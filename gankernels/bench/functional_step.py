@@ -10,7 +10,7 @@ import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,8 @@ from gankernels.models import GeneratorModule
 from gankernels.nn import BatchNorm2d
 from gankernels.nn.spectral_norm import SpectralNorm
 from gankernels.ops import spectral_norm
+
+T = TypeVar("T")
 
 #: A preset's overrides as pairs, so that they can be a key.
 Settings = tuple[tuple[str, Any], ...]
@@ -74,6 +76,17 @@ class Step(NamedTuple):
     updates: str  # "generator" or "discriminator": whose gradients it makes
     loss: Callable[[Game], Tensor]
     engine: Callable[[Game], Tensor] | None = None  # the same, without graph: its gradients go into ``.grad``
+
+
+class Made(Generic[T]):
+    """What takes long to make, made when it is first asked for; that may not be by what torch.compile traces."""
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make = make
+
+    @functools.cached_property
+    def value(self) -> T:
+        return self._make()
 
 
 class Called(nn.Module):

@@ -31,7 +31,7 @@ from gankernels.bench import penalised_networks
 from gankernels.bench.declaration import STEP, Benchmark, Case
 from gankernels.bench.declarations._convolution import DTYPES
 from gankernels.bench.flops import count_flops
-from gankernels.bench.functional_step import INPUTS, Called, full, place
+from gankernels.bench.functional_step import INPUTS, Called, Made, full, place
 from gankernels.bench.penalised_networks import Judge, Network
 from gankernels.losses import LOSSES
 
@@ -44,7 +44,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def _stock(case: Case, *tensors: Tensor) -> list[Tensor]:
-    judge, weights = case.arguments["parts"].judge(tensors[INPUTS:], tensors[0].dtype)
+    judge, weights = case.arguments["parts"].value.judge(tensors[INPUTS:], tensors[0].dtype)
     penalised = _STOCK[case.arguments["kind"]]
     value = penalised(judge, LOSSES[case.arguments["loss"]].d, _pictures(tensors))
     return [value.detach(), *torch.autograd.grad(value, weights)]
@@ -115,7 +115,7 @@ _OURS = {
 
 
 def _ours(case: Case, *tensors: Tensor, impl: str) -> list[Tensor]:
-    judge, weights = case.arguments["ours"].judge(tensors[INPUTS:], tensors[0].dtype)
+    judge, weights = case.arguments["ours"].value.judge(tensors[INPUTS:], tensors[0].dtype)
     kind, loss = case.arguments["kind"], case.arguments["loss"]
     discriminator, pictures = Called(judge), _pictures(tensors)
     real, fake, y, alpha = pictures
@@ -132,6 +132,8 @@ def _ours(case: Case, *tensors: Tensor, impl: str) -> list[Tensor]:
 
 def _inputs(case: Case, rng: torch.Generator) -> list[Tensor]:
     """Real and generated pictures, labels and weights of the interpolation; the network's state follows."""
+    # made here, since their first use may be traced
+    _ = case.arguments["parts"].value, case.arguments["ours"].value
     network: Network = case.arguments["network"]
     return [
         torch.rand(case.shape, generator=rng) * 2 - 1,
@@ -149,7 +151,7 @@ def _judged(outputs: Sequence[Tensor]) -> list[Tensor]:
 
 def _bytes(case: Case, mode: str, itemsize: int) -> float:
     """The weights read, the gradients written and the pictures read, once each; weights and gradients are in fp32."""
-    return 4 * 2 * sum(t.numel() for t in case.arguments["parts"].parameters.values()) + case.passes(2, itemsize)
+    return 4 * 2 * sum(t.numel() for t in case.arguments["parts"].value.parameters.values()) + case.passes(2, itemsize)
 
 
 def _flops(case: Case, mode: str) -> float:
@@ -186,8 +188,7 @@ def make_cases(
         our_layers: the kinds of which there is one more case, in which ours has the layers of ``gankernels.nn``.
     """
     shape = (batch, 3, network.resolution, network.resolution)
-    # made here, since their first use may be traced
-    stock, ours = network.parts(), network.parts(stock=False)
+    stock, ours = (Made(functools.partial(network.parts, stock=stock)) for stock in (True, False))
     given: dict[str, Any] = {"network": network, "parts": stock, "ours": stock, "loss": loss}
     return [
         *(Case(f"{position}, {kind}", shape, given | {"kind": kind}, kind == quick) for kind in kinds),

@@ -18,13 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gankernels import dispatch, penalties
+from gankernels import dispatch, models, penalties
 from gankernels.bench import functional_step
 from gankernels.bench.block_step import BLOCKS
 from gankernels.bench.declaration import STEP, Benchmark, Case
 from gankernels.bench.declarations._convolution import DTYPES
 from gankernels.bench.flops import count_flops
-from gankernels.bench.functional_step import Called, Game, Settings, Step
+from gankernels.bench.functional_step import Called, Game, Made, Settings, Step
 from gankernels.bench.penalty_step import PENALTY_STEP
 from gankernels.losses import LOSSES
 
@@ -114,9 +114,11 @@ def make_case(
     ``loss`` is that of the steps whose penalty does not come with one.
     """
     settings = tuple(overrides.items())
-    # Made here, since their first use may be traced.
-    stock, ours = (functional_step.networks(preset, settings, stock=stock) for stock in (True, False))
-    shape = (batch, ours.generator.channels, ours.generator.resolution, ours.generator.resolution)
+    stock, ours = (
+        Made(functools.partial(functional_step.networks, preset, settings, stock)) for stock in (True, False)
+    )
+    resolution, channels = models.resolution(preset), overrides.get("channels", models.settings(preset)["channels"])
+    shape = (batch, channels, resolution, resolution)
     arguments = {"preset": preset, "settings": settings, "stock": stock, "ours": ours, "loss": loss}
     return Case(position, shape, arguments, quick)
 
@@ -125,12 +127,12 @@ def make_benchmark(step: Step, cases: Sequence[Case]) -> Benchmark:
     """The declaration of one kind of step, for cases of :func:`make_case`."""
 
     def stock(case: Case, *tensors: Tensor) -> list[Tensor]:
-        return functional_step.run(step, case.arguments["stock"], tensors, loss=case.arguments["loss"])
+        return functional_step.run(step, case.arguments["stock"].value, tensors, loss=case.arguments["loss"])
 
     def ours(case: Case, *tensors: Tensor, impl: str) -> list[Tensor]:
         with contextlib.nullcontext() if impl == "auto" else dispatch.use(impl):
             loss = case.arguments["loss"]
-            return functional_step.run(step, case.arguments["ours"], tensors, loss=loss, engine=True)
+            return functional_step.run(step, case.arguments["ours"].value, tensors, loss=loss, engine=True)
 
     return Benchmark(
         op=step.op,
@@ -150,6 +152,8 @@ def make_benchmark(step: Step, cases: Sequence[Case]) -> Benchmark:
 
 
 def _inputs(case: Case, rng: torch.Generator) -> list[Tensor]:
+    # Made here, since their first use may be traced.
+    _ = case.arguments["stock"].value, case.arguments["ours"].value
     return functional_step.new_inputs(case.arguments["preset"], case.arguments["settings"], case.shape, rng)
 
 
@@ -163,7 +167,7 @@ def _judged(outputs: Sequence[Tensor]) -> list[Tensor]:
 
 def _bytes(step: Step, case: Case, mode: str, itemsize: int) -> float:
     """The weights read, the gradients written and the pictures read, once each; weights and gradients are in fp32."""
-    sizes = {name: t.numel() for name, t in case.arguments["stock"].parameters.items()}
+    sizes = {name: t.numel() for name, t in case.arguments["stock"].value.parameters.items()}
     updated = sum(size for name, size in sizes.items() if name.startswith(step.updates))
     return 4 * (sum(sizes.values()) + updated) + case.passes(1, itemsize)
 

@@ -73,7 +73,7 @@ def test_the_cases_differ_by_the_penalty_alone():
 
 
 def test_declared_networks_are_the_published_ones():
-    parts = {case.position.removesuffix(", no penalty"): case.arguments["parts"] for case in PENALTY_STEP.cases}
+    parts = {case.position.removesuffix(", no penalty"): case.arguments["parts"].value for case in PENALTY_STEP.cases}
     biggan, r3gan = parts["BigGAN D, 32 px"], parts["R3GAN D, 64 px"]
     assert set(r3gan.parameters) == set(dict(models.build("r3gan-64")[1].named_parameters()))
     convs = [layer for layer in r3gan.module.modules() if isinstance(layer, nn.Conv2d)]
