@@ -27,10 +27,19 @@ class Variable:
     edge: GradientEdge | None = None  # where its cotangent passes by
     numbers: Tensor | None = None  # if a rule asks for them
     numbers_version: int = 0
+    made_of: Variable | None = None  # from whose numbers its own are cheap to make
+    remade: bool = False  # instead of being kept, they are made when the tangents get there
     wants_cotangent: bool = False
     wants_sums: bool = False  # of the cotangent, over all but samples and channels
     live: bool = False  # reaches the logits
     last_use: int = -1  # the index of the last node that takes it
+
+    def remake(self) -> bool:
+        """Have the numbers made again, if what they are made of is kept in any case, or made again itself."""
+        if self.made_of is None or (self.made_of.numbers is None and not self.made_of.remake()):
+            return False
+        self.remade = True
+        return True
 
 
 @dataclass(eq=False, slots=True)
