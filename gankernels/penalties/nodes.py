@@ -35,11 +35,10 @@ class Variable:
     last_use: int = -1  # the index of the last node that takes it
 
     def remake(self) -> bool:
-        """Have the numbers made again, if what they are made of is kept in any case, or made again itself."""
-        if self.made_of is None or (self.made_of.numbers is None and not self.made_of.remake()):
-            return False
-        self.remade = True
-        return True
+        """Whether the numbers need not be kept, since they can be made again of what is kept in any case."""
+        if self.made_of is not None and self.made_of.numbers is not None:
+            self.remade = True
+        return self.remade
 
 
 @dataclass(eq=False, slots=True)

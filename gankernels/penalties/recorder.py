@@ -162,7 +162,7 @@ class _Recorder(TorchDispatchMode):
                     node.indices = tensor
                 continue
             variable = Variable(tuple(tensor.shape), tensor.dtype, version if shares else tensor._version)
-            if node.rule is not None and node.rule.cheap:
+            if node.rule is not None and node.rule.remade:
                 (variable.made_of,) = node.variables
             node.outputs.append(variable)
             self.known[tensor] = variable

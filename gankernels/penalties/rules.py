@@ -40,8 +40,8 @@ class Rule:
     linear_in: tuple[str, ...] = ()  # if given, the only arguments that may depend on the pictures
     factors: tuple[str, ...] = ()  # of these arguments, only one may
     condition: Callable[[Node], str | None] | None = None  # why a node is outside the class
-    # the result is about as large as the one argument that depends on the pictures, and one pass makes it again
-    cheap: bool = False
+    # one pass makes the result again from the one argument that depends on the pictures, and autograd does not keep it
+    remade: bool = False
 
     def kept(self, node: Node) -> tuple[str, ...]:
         """``keeps`` of a node."""
@@ -96,13 +96,10 @@ _MAX_POOLS = ("max_pool2d_with_indices", "max_pool3d_with_indices", "adaptive_ma
 _LINEAR_RESAMPLING = (
     *(f"avg_pool{d}d" for d in (1, 2, 3)),
     *(f"_adaptive_avg_pool{d}d" for d in (2, 3)),
-    *("upsample_linear1d", "upsample_bilinear2d", "upsample_bicubic2d", "upsample_trilinear3d"),
-    *("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "pixel_shuffle", "pixel_unshuffle"),
-)
-
-_LARGER_COPIES = (
     *(f"upsample_nearest{d}d" for d in (1, 2, 3)),
     *(f"{kind}_pad{d}d" for kind in ("reflection", "replication") for d in (1, 2, 3)),
+    *("upsample_linear1d", "upsample_bilinear2d", "upsample_bicubic2d", "upsample_trilinear3d"),
+    *("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "pixel_shuffle", "pixel_unshuffle"),
 )
 
 
@@ -153,7 +150,7 @@ ATEN: dict[str, Rule] = {
     **dict.fromkeys(("select", "unbind"), Rule(tangents.replay, samples.drop)),
     "cat": Rule(tangents.cat, samples.cat, weights=("tensors",)),
     "stack": Rule(tangents.replay, samples.stack),
-    "constant_pad_nd": Rule(tangents.pad, samples.pad, cheap=True),
+    "constant_pad_nd": Rule(tangents.pad, samples.pad),
     # sums and products with constants, weights, and each other
     "add": Rule(tangents.add(1, 1), weights=("self", "other")),
     "sub": Rule(tangents.add(1, -1), weights=("self", "other")),
@@ -197,7 +194,6 @@ ATEN: dict[str, Rule] = {
     **dict.fromkeys(("max", "min"), Rule(tangents.picked, samples.reduction, keeps=("indices",), condition=_no_dim)),
     **dict.fromkeys(_MAX_POOLS, Rule(tangents.max_pool, _BATCH, keeps=("indices",))),
     **dict.fromkeys(_LINEAR_RESAMPLING, Rule(tangents.replay, _BATCH)),
-    **dict.fromkeys(_LARGER_COPIES, Rule(tangents.replay, _BATCH, cheap=True)),
 }
 
 #: Ours, whichever implementation runs them. What acts on weights alone (spectral norm, folds) needs no rule.
@@ -213,7 +209,7 @@ OURS: dict[str, Rule] = {
     "convolution": Rule(
         tangents.library_convolution, _BATCH, weights=("weight", "bias"), mixes=("x",), linear_in=("x",)
     ),
-    "box_filter": Rule(tangents.replay, _BATCH, cheap=True),
+    "box_filter": Rule(tangents.replay, _BATCH, remade=True),
     "conv_transpose2d_forward": Rule(
         tangents.triton_transposed_convolution,
         _BATCH,
