@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from gankernels.ops._registration import asked_for
+
 Hook = Callable[[Any], Any]
 
 # None where a version of torch has no such questions: then the tensor itself is saved.
@@ -16,6 +18,7 @@ _hooks_around: Callable[[bool], tuple[Hook, Hook] | None] | None = getattr(
     torch._C._autograd, "_top_saved_tensors_default_hooks", None
 )
 _hooks_allowed: Callable[[], bool] | None = getattr(torch._C._autograd, "_saved_tensors_hooks_is_enabled", None)
+_current_node: Callable[[], Any] = getattr(torch._C, "_current_autograd_node", lambda: None)
 
 
 class _Saved(NamedTuple):
@@ -26,7 +29,9 @@ class _Saved(NamedTuple):
 
 
 @contextlib.contextmanager
-def saved_as(t: Tensor, source: Tensor, make: Callable[[Tensor], Tensor]) -> Iterator[None]:
+def saved_as(
+    t: Tensor, source: Tensor, make: Callable[[Tensor], Tensor], *, wanted_for: int | None = None
+) -> Iterator[None]:
     """Where an op in this block saves ``t`` for its backward, save ``source``, from which backward makes ``t`` again.
 
     For what is large, cheap to make, and made of a tensor that somebody saves in any case. Gradients pass through ``t``
@@ -38,6 +43,8 @@ def saved_as(t: Tensor, source: Tensor, make: Callable[[Tensor], Tensor]) -> Ite
         t: a result that the op takes.
         source: what it was made from.
         make: makes it again, to the same bits; its gradients are not recorded.
+        wanted_for: the op's backward reads it for the gradient of its tensor argument of this number alone, and asks
+            for that by :func:`asked_for`; where the pass does not, a tensor without numbers stands in.
     """
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         yield
@@ -66,6 +73,9 @@ def saved_as(t: Tensor, source: Tensor, make: Callable[[Tensor], Tensor]) -> Ite
             )
         if not saved.is_source:
             return tensor
+        node = None if wanted_for is None else _current_node()
+        if node is not None and wanted_for is not None and not asked_for(node, wanted_for):
+            return torch.empty(shape, dtype=tensor.dtype, device="meta")
         with torch.no_grad():
             return make(tensor)
 

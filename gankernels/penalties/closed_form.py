@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from gankernels.penalties import local
-from gankernels.penalties.nodes import Node, Variable
+from gankernels.penalties.nodes import Node, Variable, call
 from gankernels.penalties.samples import Samples
 from gankernels.penalties.tape import Tape, TapeError
 
@@ -109,6 +109,9 @@ class Passes:
         for variable in node.variables:
             if variable.numbers is not None and variable.numbers._version != variable.numbers_version:
                 raise TapeError(f"{self.tape.where(node)}: an input of {node.name} was changed in place later")
+        for output in node.outputs:
+            if output is not None and output.remade and output.live:
+                self._remake(node, output)
         tangents = local.tangent(node, self) if node.rule is None else node.rule.tangent(At(node, self))
         self.release(node)
         for output, t in zip(node.outputs, [tangents] if isinstance(tangents, Tensor) else tangents, strict=False):
@@ -127,6 +130,12 @@ class Passes:
             if variable.last_use == node.index:
                 self._mixed.pop(variable, None)
                 variable.numbers = None
+
+    def _remake(self, node: Node, output: Variable) -> None:
+        """Make the numbers of a node's output again, from those of its input, which may go with this node."""
+        numbers = {name: value.numbers for name, value in node.arguments.items() if isinstance(value, Variable)}
+        output.numbers = call(node.op, node.arguments | numbers)
+        output.numbers_version = output.numbers._version
 
     def tangent_of(self, variable: Variable) -> Tensor:
         return self._tangents[variable]

@@ -27,10 +27,18 @@ class Variable:
     edge: GradientEdge | None = None  # where its cotangent passes by
     numbers: Tensor | None = None  # if a rule asks for them
     numbers_version: int = 0
+    made_of: Variable | None = None  # from whose numbers its own are cheap to make
+    remade: bool = False  # instead of being kept, they are made when the tangents get there
     wants_cotangent: bool = False
     wants_sums: bool = False  # of the cotangent, over all but samples and channels
     live: bool = False  # reaches the logits
     last_use: int = -1  # the index of the last node that takes it
+
+    def remake(self) -> bool:
+        """Whether the numbers need not be kept, since they can be made again of what is kept in any case."""
+        if self.made_of is not None and self.made_of.numbers is not None:
+            self.remade = True
+        return self.remade
 
 
 @dataclass(eq=False, slots=True)

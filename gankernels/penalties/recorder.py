@@ -145,7 +145,7 @@ class _Recorder(TorchDispatchMode):
             wanted = [node[name] for name in names if name in node.arguments]
         kept = []
         for variable, tensor in tensors:
-            if variable in wanted and variable.numbers is None:
+            if variable in wanted and variable.numbers is None and not variable.remake():
                 variable.numbers, variable.numbers_version = tensor, tensor._version
                 kept.append(variable)
         return kept
@@ -162,6 +162,8 @@ class _Recorder(TorchDispatchMode):
                     node.indices = tensor
                 continue
             variable = Variable(tuple(tensor.shape), tensor.dtype, version if shares else tensor._version)
+            if node.rule is not None and node.rule.remade:
+                (variable.made_of,) = node.variables
             node.outputs.append(variable)
             self.known[tensor] = variable
             if "result" in keeps and len(node.outputs) == 1:

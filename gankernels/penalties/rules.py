@@ -40,6 +40,8 @@ class Rule:
     linear_in: tuple[str, ...] = ()  # if given, the only arguments that may depend on the pictures
     factors: tuple[str, ...] = ()  # of these arguments, only one may
     condition: Callable[[Node], str | None] | None = None  # why a node is outside the class
+    # one pass makes the result again from the one argument that depends on the pictures, and autograd does not keep it
+    remade: bool = False
 
     def kept(self, node: Node) -> tuple[str, ...]:
         """``keeps`` of a node."""
@@ -207,7 +209,7 @@ OURS: dict[str, Rule] = {
     "convolution": Rule(
         tangents.library_convolution, _BATCH, weights=("weight", "bias"), mixes=("x",), linear_in=("x",)
     ),
-    "box_filter": Rule(tangents.replay, _BATCH),
+    "box_filter": Rule(tangents.replay, _BATCH, remade=True),
     "conv_transpose2d_forward": Rule(
         tangents.triton_transposed_convolution,
         _BATCH,

@@ -10,9 +10,10 @@ from torch.utils.checkpoint import checkpoint
 from gankernels.bench.memory import saved_mib
 from gankernels.ops import _resampled_convolution, conv2d_downsample
 from gankernels.ops._saved import saved_as
+from gankernels.ops.conv2d_downsample import library
 
 
-def squared(x, weight, makes=None):
+def squared(x, weight, makes=None, wanted_for=None):
     """(exp(x) * weight), saving x in exp(x)'s place."""
 
     def make(x):
@@ -21,7 +22,7 @@ def squared(x, weight, makes=None):
         return x.exp()
 
     grown = _Exp.apply(x)
-    with saved_as(grown, x, make):
+    with saved_as(grown, x, make, wanted_for=wanted_for):
         return grown * weight
 
 
@@ -64,6 +65,20 @@ def test_made_at_every_unpacking_and_only_then(tensors):
     with torch.no_grad():
         squared(*tensors, makes)
     assert len(makes) == 2
+
+
+def test_made_for_the_gradient_that_reads_it_alone(tensors):
+    makes = []
+    y = squared(*tensors, makes, wanted_for=1).sum()
+    x, weight = tensors
+    (dx,) = torch.autograd.grad(y, x, retain_graph=True)
+    assert makes == []
+    (dweight,) = torch.autograd.grad(y, weight, retain_graph=True)
+    assert makes == [False]
+    y.backward()
+    assert makes == [False] * 2
+    for got in ((dx, dweight), (x.grad, weight.grad)):
+        torch.testing.assert_close(got, (x.exp() * weight, x.exp()))
 
 
 @pytest.mark.parametrize("which", [0, 1])
@@ -109,3 +124,21 @@ def test_the_mean_before_a_convolution_is_not_saved(monkeypatch):
     x = torch.randn(2, 8, 16, 16).contiguous(memory_format=torch.channels_last).requires_grad_()
     weight = torch.randn(4, 8, 3, 3).contiguous(memory_format=torch.channels_last).requires_grad_()
     assert saved_mib(conv2d_downsample, (x, weight)) == 4 * (x.numel() + weight.numel()) / 2**20
+
+
+def test_the_mean_is_made_for_the_gradient_of_the_weight_alone(monkeypatch):
+    monkeypatch.setattr(_resampled_convolution, "BOX_CHANNELS", 0)
+    made, make = [], library.box_mean
+    monkeypatch.setattr(library, "box_mean", lambda *given, **settings: made.append(1) or make(*given, **settings))
+    x = torch.randn(2, 3, 6, 6, dtype=torch.float64).contiguous(memory_format=torch.channels_last).requires_grad_()
+    weight = torch.randn(4, 3, 3, 3, dtype=torch.float64).requires_grad_()
+    y = conv2d_downsample(x, weight).square().sum()
+    (dx,) = torch.autograd.grad(y, x, create_graph=True)
+    assert len(made) == 1
+    dx.square().sum().backward()
+    assert len(made) == 2
+    xs, weights = (t.detach().clone().requires_grad_() for t in (x, weight))
+    y = torch.nn.functional.avg_pool2d(torch.nn.functional.conv2d(xs, weights, padding=1), 2).square().sum()
+    torch.autograd.grad(y, xs, create_graph=True)[0].square().sum().backward()
+    for got, want in ((x.grad, xs.grad), (weight.grad, weights.grad)):
+        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)

@@ -28,7 +28,7 @@ def boxed(call: Call) -> Tensor:
     means = box_mean(x, full=full)
     padding = (max(rows - 1, 0), max(columns - 1, 0))
     # x is in memory for another backward, of the activation that it came from.
-    with saved_as(means, x, lambda x: box_mean(x, full=full)):
+    with saved_as(means, x, lambda x: box_mean(x, full=full), wanted_for=1):
         y = convolution(means, call.weight, call.convolution_bias(), stride=(2, 2), padding=padding)
     return call.activated(y)
 
