@@ -219,7 +219,12 @@ PENALTY_STEP = Benchmark(
             loss="non-saturating",
         ),
         *make_cases(
-            "R3GAN D, 64 px", penalised_networks.preset("r3gan-64"), 1, ("no penalty", "R1 + R2"), loss="rpgan"
+            "R3GAN D, 64 px",
+            penalised_networks.preset("r3gan-64"),
+            1,
+            ("no penalty", "R1 + R2"),
+            loss="rpgan",
+            our_layers=["R1 + R2"],
         ),
         *make_cases(
             "WGAN-GP D, 64 px",
