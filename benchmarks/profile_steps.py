@@ -29,7 +29,7 @@ from gankernels.errors import InputError
 
 RESULTS = Path(__file__).resolve().parent / "results"
 #: The largest networks, and those whose targets are the furthest.
-NETWORKS = ("biggan-128", "r3gan-32, ch 96", "r3gan-32")
+NETWORKS = ("biggan-128", "r3gan-32, ch 96")
 COLUMNS = (
     *("step", "network", "batch", "dtype", "part", "calls", "ms", "gflop", "mib", "floor_ms"),
     *("device", "driver", "torch", "gankernels", "commit", "date"),
