@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-import gankernels.ops  # noqa: F401  registers the ops that are named below
+import gankernels.ops._attention  # noqa: F401  it and gankernels.ops register the ops that are named below
 
 
 def count_flops(function: Callable[[], object]) -> float:
@@ -58,6 +58,16 @@ def _convolution_backward(
     return _of_convolution(x, dy, weight.shape, transposed) * sum(mask[:2])
 
 
+def _attention(query: Tensor, key: Tensor, value: Tensor, *, out_val: Any) -> int:
+    """query key^T, and the product of its softmax with value."""
+    return 2 * query.numel() * key.shape[1] + 2 * query.shape[1] * value.numel()
+
+
+def _attention_backward(dy: Tensor, query: Tensor, key: Tensor, value: Tensor, *rest: Any, out_val: Any) -> int:
+    """The scores once more, and a product for each of dscores, dquery, dkey and dvalue."""
+    return 3 * 2 * query.numel() * key.shape[1] + 2 * 2 * query.shape[1] * value.numel()
+
+
 _library = torch.ops.gankernels_library
 _FORMULAS: dict[Any, Callable[..., int]] = {
     **flop_registry,
@@ -65,6 +75,8 @@ _FORMULAS: dict[Any, Callable[..., int]] = {
     _library.convolution: _convolution,
     _library.convolution_input_gradient: _input_gradient,
     _library.convolution_weight_gradient: _weight_gradient,
+    _library.attention_forward: _attention,
+    _library.attention_backward: _attention_backward,
 }
 
 

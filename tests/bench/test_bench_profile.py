@@ -9,6 +9,7 @@ from gankernels.bench.flops import count_flops
 from gankernels.bench.profile import BETWEEN, profile
 from gankernels.errors import InputError
 from gankernels.ops import bias_act, conv2d, conv_transpose2d
+from gankernels.ops._attention import attention
 
 #: A byte takes a nanosecond, and so do a thousand FLOPs.
 CEILINGS = Ceilings("cpu", [(1e6, 1e9)], {"float32": 1e12}, launch=0.0, launch_outside=0.0)
@@ -35,6 +36,20 @@ def test_convolutions_have_the_flops_that_torch_counts(transposed, groups):
     forward = count_flops(lambda: stock(x, weight, stride=2, padding=1, groups=groups))
     assert [part.flops for part in found] == [forward] * 3
     assert sum(part.flops for part in found) == count_flops(lambda: step(stock)) == count_flops(lambda: step(ours))
+
+
+def test_attention_has_the_flops_of_its_products():
+    query, key, value = (torch.randn(2, *size, requires_grad=True) for size in ((9, 4), (6, 4), (6, 8)))
+    scores, mixed = 2 * 2 * 9 * 6 * 4, 2 * 2 * 9 * 6 * 8
+
+    def run(function):
+        function(query, key, value).sum().backward()
+
+    parts = parts_of(lambda: run(attention), repeats=1)
+    assert parts["attention_forward"].flops == scores + mixed
+    # the matrix, which is kept there, is made again
+    stock = count_flops(lambda: run(lambda q, k, v: (q @ k.mT).softmax(2) @ v))
+    assert parts["attention_backward"].flops == stock - (scores + mixed) + scores
 
 
 def test_parts_have_their_bytes_and_floors():
