@@ -9,21 +9,18 @@ run it on an idle machine, then ``make tables``.
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 
-from gankernels._files import replacing
 from gankernels._memory import keep_freed_memory
 from gankernels.bench import ceilings, functional_step
 from gankernels.bench.declaration import Case
 from gankernels.bench.functional_step import Step
 from gankernels.bench.profile import Part, profile
-from gankernels.bench.rows import Row, slug, stamp
+from gankernels.bench.rows import Row, read_csv, slug, stamp, write_csv
 from gankernels.bench.steps import CASES
 from gankernels.errors import InputError
 
@@ -56,12 +53,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     keep_freed_memory()
     limits = ceilings.measure("cpu", [torch.float32])
     path = RESULTS / slug(stamp("cpu")["device"]) / "profile.csv"
-    rows = _read(path) if arguments.position else []
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = read_csv(path, COLUMNS) if arguments.position and path.exists() else []
     for step, case in wanted:
         print(f"{step.op}, {case.position}", file=sys.stderr, flush=True)
         found = list(_rows(step, case, limits))
         rows = [row for row in rows if (row["step"], row["network"]) != (step.op, case.position)] + found
-        _write(path, rows)
+        write_csv(path, rows, COLUMNS)
     return 0
 
 
@@ -96,23 +94,6 @@ def _figures(part: Part) -> Row:
         "mib": f"{part.bytes / 2**20:.5g}",
         "floor_ms": f"{part.floor_ms:.5g}",
     }
-
-
-def _read(path: Path) -> list[Row]:
-    if not path.exists():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def _write(path: Path, rows: Sequence[Row]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as file:
-        file.write(text.getvalue().encode())
 
 
 if __name__ == "__main__":

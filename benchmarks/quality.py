@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import io
 import math
 import shlex
 import sys
@@ -28,6 +27,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
 from gankernels._files import replacing
+from gankernels.bench import rows as bench_rows
 from gankernels.bench.rows import Row, slug, stamp
 from gankernels.bench.stock import to_stock
 from gankernels.data import open_dataset
@@ -149,13 +149,8 @@ def read_csv(path: Path) -> list[Row]:
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
     """Write ``rows`` with a header; the file is replaced at once, whole."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as file:
-        file.write(text.getvalue().encode())
+    bench_rows.write_csv(path, rows, COLUMNS)
 
 
 def draw_sheet(configs: Sequence[Config], path: Path, *, columns: int = 5, scale: int = 2) -> None:

@@ -47,14 +47,14 @@ def slug(device: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
 
 
-def write_csv(path: Path | str, rows: Sequence[Row]) -> None:
+def write_csv(path: Path | str, rows: Sequence[Row], columns: Sequence[str] = COLUMNS) -> None:
     """Write ``rows`` as CSV with a header; the file is replaced at once, whole.
 
     Raises:
         InputError: the file cannot be written.
     """
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     _replace(path, text.getvalue())
@@ -82,16 +82,16 @@ def read(path: Path | str) -> list[Row]:
     return readers[suffix](path)
 
 
-def read_csv(path: Path | str) -> list[Row]:
+def read_csv(path: Path | str, columns: Sequence[str] = COLUMNS) -> list[Row]:
     """The rows that :func:`write_csv` wrote; raises as :func:`read` does."""
     text = _text(path)
     try:
         table = list(csv.reader(io.StringIO(text), strict=True)) if text.endswith("\n") else []
     except csv.Error:
         raise _rubbish(path) from None
-    if not table or tuple(table[0]) != COLUMNS:
+    if not table or tuple(table[0]) != tuple(columns):
         raise _rubbish(path)
-    return [_row(path, dict(zip(COLUMNS, values, strict=False)), len(values)) for values in table[1:]]
+    return [_row(path, dict(zip(columns, values, strict=False)), len(values), columns) for values in table[1:]]
 
 
 def read_json(path: Path | str) -> list[Row]:
@@ -105,10 +105,10 @@ def read_json(path: Path | str) -> list[Row]:
     return [_row(path, row, len(row) if isinstance(row, dict) else -1) for row in content["rows"]]
 
 
-def _row(path: Path | str, row: Any, count: int) -> Row:
-    if count != len(COLUMNS) or set(row) != set(COLUMNS) or not all(isinstance(text, str) for text in row.values()):
+def _row(path: Path | str, row: Any, count: int, columns: Sequence[str] = COLUMNS) -> Row:
+    if count != len(columns) or set(row) != set(columns) or not all(isinstance(text, str) for text in row.values()):
         raise _rubbish(path)
-    return {column: row[column] for column in COLUMNS}
+    return {column: row[column] for column in columns}
 
 
 def _rubbish(path: Path | str) -> InputError:
