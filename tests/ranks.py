@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import tempfile
 from collections.abc import Callable
 from datetime import timedelta
@@ -13,10 +14,15 @@ from interpreter import quicken
 
 
 def run_in_ranks(function: Callable[[int], None], ranks: int) -> None:
-    """Call ``function(rank)``, importable by name, in ``ranks`` processes; raise what one of them raises."""
+    """Call ``function(rank)``, importable by name, in ``ranks`` processes; raise what one of them raises.
+
+    They are forked from a process that has imported torch once, and nothing but imported it.
+    """
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["gankernels.ops", "torch._dynamo", __name__])
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder) / "store"
-        torch.multiprocessing.spawn(_rank, (function, ranks, store.as_uri()), nprocs=ranks)
+        arguments = (function, ranks, store.as_uri())
+        torch.multiprocessing.start_processes(_rank, arguments, nprocs=ranks, start_method="forkserver")
 
 
 def _rank(rank: int, function: Callable[[int], None], ranks: int, store: str) -> None:
