@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import tempfile
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
 import torch
+from forked import start
 
 from interpreter import quicken
 
 
 def run_in_ranks(function: Callable[[int], None], ranks: int) -> None:
-    """Call ``function(rank)``, importable by name, in ``ranks`` processes; raise what one of them raises.
-
-    They are forked from a process that has imported torch once, and nothing but imported it.
-    """
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["gankernels.ops", "torch._dynamo", __name__])
+    """Call ``function(rank)``, importable by name, in ``ranks`` processes; raise what one of them raises."""
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder) / "store"
-        arguments = (function, ranks, store.as_uri())
-        torch.multiprocessing.start_processes(_rank, arguments, nprocs=ranks, start_method="forkserver")
+        start(_rank, (function, ranks, store.as_uri()), ranks)
 
 
 def _rank(rank: int, function: Callable[[int], None], ranks: int, store: str) -> None:
