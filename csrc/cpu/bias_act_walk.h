@@ -145,6 +145,7 @@ class Walk {
 
  private:
   static constexpr int64_t kWidest = kMostColumns + 64 * kLanes<A>;
+  static constexpr int64_t kNarrow = 256;  // columns; below, what a run costs by itself is more than a few percent
 
   // What a channel brings along.
   A value(int q, int64_t c) const { return of_channel_[q] ? plain(of_channel_[q][c]) : A(0); }
@@ -206,10 +207,15 @@ class Walk {
     if (partial_) fold(columns, width / p_.inner, partial_ + slot * p_.channels + first / p_.inner);
   }
 
-  // Rows are joined into wider ones where the tile is one piece of memory.
+  // Rows are joined into wider ones where the tile is one piece of memory, and with them the runs that are summed.
   Columns columns_of(int64_t width, int64_t rows) const {
     Columns columns = {width, rows, 0, 0};
-    if (t_.blocks == 1) columns = Columns::of<T>(Tile{0, 0, 0, width, rows, 0});
+    if (t_.blocks == 1) {
+      columns = Columns::of<T>(Tile{0, 0, 0, width, rows, 0});
+      const int64_t total = width * rows;
+      while (columns.width < kNarrow && columns.width * 4 <= total) columns.width *= 2;
+      columns.rows = total / columns.width, columns.remainder = total % columns.width;
+    }
     columns.stepped = (columns.width + kStep<T> - 1) / kStep<T> * kStep<T>;
     return columns;
   }
@@ -247,6 +253,10 @@ class Walk {
     const int64_t width = channels * p_.inner;
     for (int64_t k = width; k < columns.width; k += width)
       for (int64_t j = 0; j < width; ++j) total[j] += total[k + j];
+    if (p_.inner == 1) {
+      std::memcpy(partial, total, channels * sizeof(A));
+      return;
+    }
     for (int64_t c = 0; c < channels; ++c) {
       A sum = 0;
       for (int64_t l = 0; l < p_.inner; ++l) sum += total[c * p_.inner + l];
