@@ -34,9 +34,39 @@ struct Block {
 // up. The rounding error of a sum grows with the length of its chains.
 inline constexpr int64_t kRun = 16;
 
-// Rows that columns take in one go where they are summed: fewer loads and stores of sums, but more streams from memory.
-// 16-bit numbers gain, while they are in the caches and their rows not far apart.
-inline constexpr int64_t kStripRows = 4;
+// How far ahead a step asks for its operands, and for the lines that it will write.
+inline constexpr int64_t kPrefetchBytes = 1024;
+
+template <bool kWrite, class T>
+GK_INLINE void prefetch(const T* p) {
+  __builtin_prefetch(reinterpret_cast<const char*>(p) + kPrefetchBytes, kWrite);
+}
+
+// One step of a block: out = body(in, bias, ddbias, out) for each of its registers, whose summands are added to `sums`.
+template <class T, int kIn, int kOut, bool kSums, class V, class Body>
+GK_INLINE void step_of(const Block<T>& b, int64_t e, const AccumulatorT<T>* bias, const AccumulatorT<T>* ddbias,
+                       bool streamed, V (&sums)[kRegisters<T>], Body&& body) {
+  constexpr int registers = kRegisters<T>;
+  V in[kIn][registers], out[kOut][registers];
+  for (int k = 0; k < kIn; ++k) prefetch<false>(b.in[k] + e);
+  for (int k = 0; k < kOut && !streamed; ++k) prefetch<true>(b.out[k] + e);
+  for (int k = 0; k < kIn; ++k) load_step(b.in[k] + e, in[k]);
+  for (int r = 0; r < registers; ++r) {
+    V x[kIn], y[kOut];
+    for (int k = 0; k < kIn; ++k) x[k] = in[k][r];
+    const int64_t c = r * kLanes<AccumulatorT<T>>;
+    const V summand = body(x, load<V>(bias + c), load<V>(ddbias + c), y);
+    for (int k = 0; k < kOut; ++k) out[k][r] = y[k];
+    if constexpr (kSums) sums[r] += summand;
+  }
+  for (int k = 0; k < kOut; ++k) {
+    if (streamed) {
+      stream_step(b.out[k] + e, out[k]);
+    } else {
+      store_step(b.out[k] + e, out[k]);
+    }
+  }
+}
 
 // out = body(in, bias, ddbias, out) for every register of a block. body returns what is summed, where kSums says so.
 template <class T, int kIn, int kOut, bool kSums, class Body>
@@ -48,59 +78,36 @@ GK_INLINE void for_each_register(const Block<T> b, Body&& body) {
   bool streamed = b.past_cache;
   for (int k = 0; k < kOut; ++k) streamed = streamed && streamable_steps(b.out[k], b.stride);
 
-  // The inner loop goes along a row, or down a strip of rows. Its sums are those of a plane, those of a strip, or, for
-  // each column of a row, in memory.
-  const bool with_sums = kSums && b.sums,
-             in_strips = with_sums && !b.planar && sizeof(T) == 2 && !streamed && b.stride == b.count,
-             sums_in_memory = with_sums && !b.planar && !in_strips;
-  const int64_t strip = in_strips ? kStripRows : 1, stride = in_strips ? b.stride : step;
-  const int64_t chunk = in_strips ? step : b.planar && with_sums ? kRun * step : b.count;
-  const int64_t column_stride = in_strips || b.planar ? 0 : step;
-  alignas(64) A row_bias[step], row_ddbias[step];
-  for (int64_t row = 0; row < b.rows; row += strip) {
-    const int64_t rows = b.rows - row < strip ? b.rows - row : strip;
-    if (b.planar)
-      for (int64_t i = 0; i < step; ++i) row_bias[i] = b.bias[row], row_ddbias[i] = b.ddbias[row];
-    V total[registers] = {};
-    for (int64_t j = 0; j < b.count; j += chunk) {
-      const int64_t steps = in_strips ? rows : (b.count - j < chunk ? b.count - j : chunk) / step;
-      const A *bias = b.planar ? row_bias : b.bias + j, *ddbias = b.planar ? row_ddbias : b.ddbias + j;
-      V sums[registers] = {};
-      int64_t e = row * b.stride + j, column = 0;
-      for (int64_t i = 0; i < steps; ++i, e += stride, column += column_stride) {
-        V in[kIn][registers], out[kOut][registers];
-        for (int k = 0; k < kIn; ++k) load_step(b.in[k] + e, in[k]);
-        for (int r = 0; r < registers; ++r) {
-          V x[kIn], y[kOut];
-          for (int k = 0; k < kIn; ++k) x[k] = in[k][r];
-          const int64_t c = column + r * lanes;
-          const V summand = body(x, load<V>(bias + c), load<V>(ddbias + c), y);
-          for (int k = 0; k < kOut; ++k) out[k][r] = y[k];
-          if constexpr (kSums) {
-            sums[r] += summand;
-            if (sums_in_memory) add(b.sums + c, summand);
-          }
-        }
-        for (int k = 0; k < kOut; ++k) {
-          if (streamed) {
-            stream_step(b.out[k] + e, out[k]);
-          } else {
-            store_step(b.out[k] + e, out[k]);
-          }
-        }
+  if (b.planar) {
+    for (int64_t row = 0; row < b.rows; ++row) {
+      alignas(64) A bias[step], ddbias[step];
+      for (int64_t i = 0; i < step; ++i) bias[i] = b.bias[row], ddbias[i] = b.ddbias[row];
+      V total[registers] = {};
+      for (int64_t j = 0; j < b.count; j += kRun * step) {
+        const int64_t end = b.count - j < kRun * step ? b.count : j + kRun * step;
+        V sums[registers] = {};
+        for (int64_t i = j; i < end; i += step)
+          step_of<T, kIn, kOut, kSums>(b, row * b.stride + i, bias, ddbias, streamed, sums, body);
+        for (int r = 0; r < registers; ++r) total[r] += sums[r];
       }
-      for (int r = 0; r < registers; ++r) {
-        if (in_strips) add(b.sums + j + r * lanes, sums[r]);
-        total[r] += sums[r];
-      }
-    }
-    if (with_sums && b.planar) {
+      if (!kSums || !b.sums) continue;
       for (int r = 1; r < registers; ++r) total[0] += total[r];
       A sum = 0;
       for (int64_t i = 0; i < lanes; ++i) sum += total[0][i];
       b.sums[row] = sum;
     }
+    return;
   }
+  // Along the rows, one long stream, with the sums of columns in memory. Strips of rows, or of columns with their sums
+  // in registers, would save loads and stores, and lost more by their jumps.
+  const bool with_sums = kSums && b.sums;
+  for (int64_t row = 0; row < b.rows; ++row)
+    for (int64_t j = 0; j < b.count; j += step) {
+      V sums[registers] = {};
+      step_of<T, kIn, kOut, kSums>(b, row * b.stride + j, b.bias + j, b.ddbias + j, streamed, sums, body);
+      if (with_sums)
+        for (int r = 0; r < registers; ++r) add(b.sums + j + r * lanes, sums[r]);
+    }
 }
 
 // Calls a pass for the blocks of tiles.
@@ -124,7 +131,11 @@ class Walk {
         scratch_(4, kWidest) {
     of_channel_[0] = static_cast<const A*>(bias), of_channel_[1] = static_cast<const A*>(ddbias);
     k_.slope = plain(k_.slope), k_.gain = plain(k_.gain);
-    tensors_.past_cache = p_.size() * int64_t(sizeof(T)) >= kLargeBytes;
+    // What a pass reads and writes, against what a forward of two large tensors does.
+    int64_t count = 0;
+    for (const T* x : tensors.in) count += x != nullptr;
+    for (const T* y : tensors.out) count += y != nullptr;
+    tensors_.past_cache = count * p_.size() * int64_t(sizeof(T)) >= 2 * kLargeBytes;
   }
 
   void tiles(int64_t begin, int64_t end) {
@@ -134,6 +145,7 @@ class Walk {
 
  private:
   static constexpr int64_t kWidest = kMostColumns + 64 * kLanes<A>;
+  static constexpr int64_t kNarrow = 256;  // columns; below, what a run costs by itself is more than a few percent
 
   // What a channel brings along.
   A value(int q, int64_t c) const { return of_channel_[q] ? plain(of_channel_[q][c]) : A(0); }
@@ -195,10 +207,15 @@ class Walk {
     if (partial_) fold(columns, width / p_.inner, partial_ + slot * p_.channels + first / p_.inner);
   }
 
-  // Rows are joined into wider ones where the tile is one piece of memory.
+  // Rows are joined into wider ones where the tile is one piece of memory, and with them the runs that are summed.
   Columns columns_of(int64_t width, int64_t rows) const {
     Columns columns = {width, rows, 0, 0};
-    if (t_.blocks == 1) columns = Columns::of<T>(Tile{0, 0, 0, width, rows, 0});
+    if (t_.blocks == 1) {
+      columns = Columns::of<T>(Tile{0, 0, 0, width, rows, 0});
+      const int64_t total = width * rows;
+      while (columns.width < kNarrow && columns.width * 4 <= total) columns.width *= 2;
+      columns.rows = total / columns.width, columns.remainder = total % columns.width;
+    }
     columns.stepped = (columns.width + kStep<T> - 1) / kStep<T> * kStep<T>;
     return columns;
   }
@@ -236,6 +253,10 @@ class Walk {
     const int64_t width = channels * p_.inner;
     for (int64_t k = width; k < columns.width; k += width)
       for (int64_t j = 0; j < width; ++j) total[j] += total[k + j];
+    if (p_.inner == 1) {
+      std::memcpy(partial, total, channels * sizeof(A));
+      return;
+    }
     for (int64_t c = 0; c < channels; ++c) {
       A sum = 0;
       for (int64_t l = 0; l < p_.inner; ++l) sum += total[c * p_.inner + l];

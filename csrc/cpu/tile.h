@@ -75,9 +75,10 @@ struct Columns {
   GK_ONCE_PER_TILE void in_steps(A* values, Move&& move) const {
     constexpr int64_t step = kStep<T>;
     for (int64_t j = 0; j < stepped; j += step) {
-      A before[step];
+      A before[step], after[step];
       std::memcpy(before, values + j, sizeof before);
-      for (int64_t i = 0; i < step / 2; ++i) move(before, values + j, step / 2, i);
+      for (int64_t i = 0; i < step / 2; ++i) move(before, after, step / 2, i);
+      std::memcpy(values + j, after, sizeof after);
     }
   }
 };
