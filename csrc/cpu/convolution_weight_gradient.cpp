@@ -103,7 +103,8 @@ GK_INLINE int64_t list(const Blocking& blocking, const Block& block, int64_t k, 
   return count;
 }
 
-// Channels [first, first + count) of a block of small, in panels of kRows, pixel behind pixel.
+// Channels [first, first + count) of a block of small, in panels of kRows, pixel behind pixel. A register is wider than
+// that: what it has besides, the next pixel overwrites, and behind a panel there is room for one.
 template <class T>
 GK_INLINE void pack_small(const T* small, int64_t channels, int64_t first, int64_t count, int64_t pixels, float* strip,
                           float* to) {
@@ -123,13 +124,13 @@ GK_INLINE void pack_small(const T* small, int64_t channels, int64_t first, int64
       from = strip, stride = count;
     }
     for (int64_t c = 0; c < count; c += kRows) {
-      float* panel = to + c * pixels + begin * kRows;
+      float* panel = to + c * (pixels + 1) + begin * kRows;
       const int64_t valid = least(kRows, count - c);
-      for (int64_t i = 0; i < many; ++i, panel += kRows) {
-        if (valid == kRows)
-          std::memcpy(panel, from + i * stride + c, kRows * sizeof(float));
-        else
-          for (int64_t r = 0; r < valid; ++r) panel[r] = from[i * stride + c + r];
+      if (count - c >= kLanes<float>) {
+        for (int64_t i = 0; i < many; ++i) store(panel + i * kRows, load<V>(from + i * stride + c));
+      } else {
+        for (int64_t i = 0; i < many; ++i)
+          for (int64_t r = 0; r < valid; ++r) panel[i * kRows + r] = from[i * stride + c + r];
       }
     }
   }
@@ -223,7 +224,7 @@ class Gradient {
         taps_(p_.rows.taps * p_.columns.taps),
         block_pixels_(blocking_.per_block * p_.columns.small),
         chunk_(chunk(least(parts.channels, p_.channels), block_pixels_)),
-        small_(chunk_ * block_pixels_),
+        small_(chunk_ * (block_pixels_ + 1)),
         big_(blocking_.big_size()),
         strip_(sizeof(T) == sizeof(float) ? 1 : kStrip * chunk_),
         pixels_(taps_ * block_pixels_),
@@ -275,7 +276,7 @@ class Gradient {
   GK_INLINE void panels(int64_t channels, int64_t count, int64_t tap, float* dw, int64_t columns, bool is_first) {
     const int64_t stride = taps_ * p_.big_channels;
     for (int64_t c = 0; c < channels; c += kRows)
-      AllTiles::of[least(kRows, channels - c) - 1](small_.get() + c * count, big_.get(),
+      AllTiles::of[least(kRows, channels - c) - 1](small_.get() + c * (count + 1), big_.get(),
                                                    pixels_.get() + tap * block_pixels_, counts_.get()[tap],
                                                    dw + c * stride, stride, columns, is_first);
   }
