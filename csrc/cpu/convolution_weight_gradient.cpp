@@ -288,8 +288,8 @@ class Gradient {
   }
 
   GK_INLINE const T* small_at(const Piece& piece) const {
-    return static_cast<const T*>(args_.small) +
-           piece.block.first * p_.columns.small * p_.groups * p_.channels + piece.group * p_.channels + piece.small.first;
+    return static_cast<const T*>(args_.small) + piece.block.first * p_.columns.small * p_.groups * p_.channels +
+           piece.group * p_.channels + piece.small.first;
   }
 
   // Channels from c on of the rows of big that a piece sees.
