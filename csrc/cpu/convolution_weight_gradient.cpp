@@ -19,8 +19,8 @@ inline constexpr int64_t kColumns = 2 * kLanes<float>;
 
 // Pixels of small in a block: a panel of big's tap for them, kColumns wide, fills half of the first cache.
 inline constexpr int64_t kPixels = 256;
-// Numbers of small that are packed at a time: half of a core's second cache.
-inline constexpr int64_t kPacked = 65536;
+// Numbers of small that are packed at a time: three quarters of a core's second cache, for 384 channels to go at once.
+inline constexpr int64_t kPacked = 98304;
 // Pixels that go to all panels of small before the next ones do: so many that what a panel takes is some lines.
 inline constexpr int64_t kStrip = 16;
 
