@@ -11,7 +11,9 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
-# Python compiles a module when it is first imported; of the 10,000 most never are.
+# Python compiles a module when it is first imported; of the 10,000 most never are. It must be free to keep what it made:
+# two dozen tests start Pythons that import torch.
+unexport PYTHONDONTWRITEBYTECODE
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 # The build that pip leaves, by the name that setup.py gives it.
 PLATFORM = import sys, sysconfig; print(sysconfig.get_platform(), sys.implementation.cache_tag, sep="-")

@@ -12,7 +12,6 @@ trains nothing: it draws the pictures of runs that are there. docs/models.md say
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 import shlex
 import sys
@@ -137,14 +136,7 @@ def read_csv(path: Path) -> list[Row]:
     Raises:
         InputError: something else is there, which must not be lost.
     """
-    if not path.exists():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        rows = list(reader)
-    if tuple(reader.fieldnames or ()) != COLUMNS or any(None in row or None in row.values() for row in rows):
-        raise InputError(f"file: got {path}, expected the rows of quality.py, whole and with its columns")
-    return rows
+    return bench_rows.read_csv(path, COLUMNS) if path.exists() else []
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:

@@ -22,7 +22,6 @@ the same form, as ``gankernels bench --csv`` writes them; ``profile.csv``, as ``
 from __future__ import annotations
 
 import argparse
-import csv
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -58,8 +57,8 @@ class Figures:
         results = root / "benchmarks" / "results"
         folders = sorted({path.parent for name in _FILES for path in results.glob(f"*/{name}")})
         self.rows = [row for f in folders for name in _FILES if (f / name).exists() for row in read_csv(f / name)]
-        quality = [row for path in sorted((results / "quality").glob("*.csv")) for row in _other_rows(path)]
-        profiles = [row for path in sorted(results.glob("*/profile.csv")) for row in _other_rows(path)]
+        quality = [row for path in sorted((results / "quality").glob("*.csv")) for row in read_csv(path, None)]
+        profiles = [row for path in sorted(results.glob("*/profile.csv")) for row in read_csv(path, None)]
         on_gpu = [row for row in self.rows if row["driver"]]
         on_cpu = [row for row in self.rows if not row["driver"]]
         self.tables: dict[str, Callable[[str], str]] = {
@@ -184,11 +183,6 @@ def _experiments(rows: Iterable[Row]) -> list[list[Row]]:
 
 def _providers(runs: Iterable[Row]) -> set[str]:
     return {row["provider"] for row in runs}
-
-
-def _other_rows(path: Path) -> list[Row]:
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def _op_links(root: Path, page: str) -> dict[str, str]:

@@ -15,6 +15,9 @@ os.environ.pop("GANKERNELS_IMPL", None)
 import pytest
 
 from gankernels import dispatch
+from interpreter import quicken
+
+quicken()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

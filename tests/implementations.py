@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import itertools
+import os
 from collections.abc import Iterable
 
 import numpy as np
@@ -15,11 +16,22 @@ from gankernels import dispatch
 
 def interpreter_lacks() -> str | None:
     """Why Triton's interpreter cannot run here; None if it can, or if Triton compiles for a GPU."""
-    if torch.cuda.is_available() or not dispatch.has_triton:
+    if os.environ.get("TRITON_INTERPRET") != "1" or not dispatch.has_triton:
         return None
     old_triton = importlib.metadata.version("triton").startswith("3.6.")
     new_numpy = np.lib.NumpyVersion(np.__version__) >= "2.4.0"
     return "the interpreter of triton 3.6 needs numpy < 2.4" if old_triton and new_numpy else None
+
+
+def triton_interprets() -> bool:
+    """Whether Triton interprets; for a module's first lines, which end it where Triton cannot run at all."""
+    pytest.importorskip("triton", reason="triton is not installed")
+    interprets = os.environ.get("TRITON_INTERPRET") == "1"
+    if not interprets and not torch.cuda.is_available():
+        pytest.skip("needs TRITON_INTERPRET=1 or a CUDA device", allow_module_level=True)
+    if reason := interpreter_lacks():
+        pytest.skip(reason, allow_module_level=True)
+    return interprets
 
 
 def kernels_of(op: str) -> list:

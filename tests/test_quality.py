@@ -67,7 +67,7 @@ def test_what_cannot_be_run_is_refused(script, arguments, tmp_path):
         script.main(["r3gan-32", "--provider", "stock"])
     path = tmp_path / "rows.csv"
     path.write_text("preset,fd\nbiggan-32,1.0\n")
-    with pytest.raises(InputError, match="expected the rows of quality"):
+    with pytest.raises(InputError, match=r"rows\.csv, expected whole rows, with the columns"):
         script.read_csv(path)
     assert path.read_text() == "preset,fd\nbiggan-32,1.0\n"
 

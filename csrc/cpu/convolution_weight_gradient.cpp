@@ -45,15 +45,15 @@ struct Blocking {
   int64_t rows;       // of small in all samples
   int64_t per_block;  // of these
 
-  explicit Blocking(const Problem& problem) : p(problem), rows(p.samples * p.rows.small) {
-    const int64_t blocks = ceil_div(rows, most(kPixels / p.columns.small, 1));
+  explicit Blocking(const Problem& problem) : p(problem), rows(p.samples * p.rows.out) {
+    const int64_t blocks = ceil_div(rows, most(kPixels / p.columns.out, 1));
     per_block = ceil_div(rows, blocks);
   }
 
   // Pixels of big between which the kernel's steps lie are apart in memory: a plane for each row and column modulo the
   // stride, so that those of one tap are neighbours and do not compete for the first cache's sets.
   int64_t plane_rows() const { return ceil_div(most_big_rows(), p.rows.stride); }
-  int64_t plane_columns() const { return ceil_div(p.columns.big, p.columns.stride); }
+  int64_t plane_columns() const { return ceil_div(p.columns.in, p.columns.stride); }
   int64_t big_size() const { return p.rows.stride * p.columns.stride * plane_rows() * plane_columns() * kColumns; }
   // Where the panel has a row of big, the block's row number `row`, in the planes of a column modulo the stride.
   int64_t big_row(int64_t row, int64_t phase) const {
@@ -65,10 +65,10 @@ struct Blocking {
   GK_INLINE void sections(const Block& block, Each&& each) const {
     const Axis& y = p.rows;
     for (int64_t row = block.first; row < block.last;) {
-      const int64_t n = row / y.small, first = row - n * y.small;
-      const int64_t last = least(y.small, first + block.last - row);
+      const int64_t n = row / y.out, first = row - n * y.out;
+      const int64_t last = least(y.out, first + block.last - row);
       const int64_t big_first = most(0, y.stride * first - y.padding);
-      const int64_t big_last = least(y.big, y.stride * (last - 1) - y.padding + y.dilation * (y.taps - 1) + 1);
+      const int64_t big_last = least(y.in, y.stride * (last - 1) - y.padding + y.dilation * (y.taps - 1) + 1);
       each(Section{n, first, last, big_first, most(big_first, big_last)});
       row += last - first;
     }
@@ -77,8 +77,8 @@ struct Blocking {
   // Rows of big that a block sees, at most.
   int64_t most_big_rows() const {
     const Axis& y = p.rows;
-    const int64_t sections = least(per_block, (per_block - 1) / y.small + 2);
-    return least(sections * y.big, y.stride * per_block + sections * (y.dilation * (y.taps - 1) + 1));
+    const int64_t sections = least(per_block, (per_block - 1) / y.out + 2);
+    return least(sections * y.in, y.stride * per_block + sections * (y.dilation * (y.taps - 1) + 1));
   }
 };
 
@@ -88,13 +88,13 @@ GK_INLINE int64_t list(const Blocking& blocking, const Block& block, int64_t k, 
   const int64_t shift = x.dilation * l - x.padding;
   // s j + shift is the pixel j + `ahead` of one phase.
   const int64_t ahead = floor_div(shift, x.stride), phase = shift - ahead * x.stride;
-  const int64_t first = most(0, -ahead), last = least(x.small, ceil_div(x.big - phase, x.stride) - ahead);
+  const int64_t first = most(0, -ahead), last = least(x.out, ceil_div(x.in - phase, x.stride) - ahead);
   int64_t count = 0, small_row = 0, big_row = 0;
   blocking.sections(block, [&](const Section& s) GK_LAMBDA_INLINE {
     for (int64_t i = s.first; i < s.last; ++i, ++small_row) {
       const int64_t row = y.stride * i + y.dilation * k - y.padding;
-      if (row < 0 || row >= y.big) continue;
-      const int64_t small = small_row * x.small * kRows;
+      if (row < 0 || row >= y.in) continue;
+      const int64_t small = small_row * x.out * kRows;
       const int64_t big = blocking.big_row(big_row + row - s.big_first, phase) + ahead * kColumns;
       for (int64_t j = first; j < last; ++j) pixels[count++] = {small + j * kRows, big + j * kColumns};
     }
@@ -144,10 +144,10 @@ GK_INLINE void pack_big(const Blocking& blocking, const Block& block, const T* b
   int64_t big_row = 0;
   blocking.sections(block, [&](const Section& s) GK_LAMBDA_INLINE {
     for (int64_t row = s.big_first; row < s.big_last; ++row, ++big_row) {
-      const T* from = big + ((s.sample * blocking.p.rows.big + row) * x.big) * channels + first;
+      const T* from = big + ((s.sample * blocking.p.rows.in + row) * x.in) * channels + first;
       for (int64_t phase = 0; phase < x.stride; ++phase) {
         float* at = to + blocking.big_row(big_row, phase);
-        for (int64_t j = phase; j < x.big; j += x.stride, at += kColumns) {
+        for (int64_t j = phase; j < x.in; j += x.stride, at += kColumns) {
           const T* pixel = from + j * channels;
           if (count == kColumns) {
             store(at, load<V>(pixel));
@@ -249,7 +249,7 @@ class Gradient {
         parts_(parts),
         blocking_(p_),
         taps_(p_.rows.taps * p_.columns.taps),
-        block_pixels_(blocking_.per_block * p_.columns.small),
+        block_pixels_(blocking_.per_block * p_.columns.out),
         chunk_(chunk(least(parts.channels, p_.channels), block_pixels_)),
         small_(chunk_ * (block_pixels_ + 1)),
         big_(blocking_.big_size()),
@@ -288,7 +288,7 @@ class Gradient {
   }
 
   GK_INLINE const T* small_at(const Piece& piece) const {
-    return static_cast<const T*>(args_.small) + piece.block.first * p_.columns.small * p_.groups * p_.channels +
+    return static_cast<const T*>(args_.small) + piece.block.first * p_.columns.out * p_.groups * p_.channels +
            piece.group * p_.channels + piece.small.first;
   }
 
@@ -297,15 +297,15 @@ class Gradient {
     const int64_t channels = p_.groups * p_.big_channels;
     int64_t first = 0, last = 0;
     blocking_.sections(piece.block, [&](const Section& s) GK_LAMBDA_INLINE {
-      if (first == last) first = s.sample * p_.rows.big + s.big_first;
-      last = s.sample * p_.rows.big + s.big_last;
+      if (first == last) first = s.sample * p_.rows.in + s.big_first;
+      last = s.sample * p_.rows.in + s.big_last;
     });
-    return {static_cast<const T*>(args_.big) + first * p_.columns.big * channels + piece.group * p_.big_channels + c,
-            (last - first) * p_.columns.big, channels * int64_t{sizeof(T)}, kColumns * int64_t{sizeof(T)}};
+    return {static_cast<const T*>(args_.big) + first * p_.columns.in * channels + piece.group * p_.big_channels + c,
+            (last - first) * p_.columns.in, channels * int64_t{sizeof(T)}, kColumns * int64_t{sizeof(T)}};
   }
 
   GK_INLINE Ahead small_ahead(const Piece& piece) const {
-    return {small_at(piece), (piece.block.last - piece.block.first) * p_.columns.small,
+    return {small_at(piece), (piece.block.last - piece.block.first) * p_.columns.out,
             p_.groups * p_.channels * int64_t{sizeof(T)}, (piece.small.last - piece.small.first) * int64_t{sizeof(T)}};
   }
 
@@ -313,8 +313,8 @@ class Gradient {
   GK_INLINE void add(const Piece& piece, const Piece& next) {
     const Channels &small = piece.small, &big = piece.big;
     if (small.first >= small.last) return;
-    const int64_t first_pixel = piece.block.first * p_.columns.small,
-                  count = piece.block.last * p_.columns.small - first_pixel;
+    const int64_t first_pixel = piece.block.first * p_.columns.out,
+                  count = piece.block.last * p_.columns.out - first_pixel;
     const int64_t channels = p_.groups * p_.channels, stride = taps_ * p_.big_channels;
     pack_small(small_at(piece), channels, small.last - small.first, count, strip_.get(), small_.get());
     float* const dw = args_.dw + (piece.group * p_.channels + small.first) * stride;

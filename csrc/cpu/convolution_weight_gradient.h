@@ -7,16 +7,13 @@
 // the tap sees, so a tile of dw [channels of small, channels of big] stays in registers while pixels go by.
 #pragma once
 
-#include "../common.h"
+#include "convolution_axis.h"
 
 namespace gankernels::convolution_weight_gradient::cpu {
 
-// Along the rows, or along the columns.
-struct Axis {
-  int64_t small, big, taps, stride, padding, dilation;
-};
+using convolution::Axis;
 
-// Channels are those of one group.
+// Channels are those of one group. An axis has small as `out`, big as `in`.
 struct Problem {
   int64_t samples, groups, channels, big_channels;
   Axis rows, columns;

@@ -6,14 +6,11 @@
 // outputs], so a tile of y [pixels, outputs] stays in registers while the taps and their channels go by.
 #pragma once
 
-#include "../common.h"
+#include "convolution_axis.h"
 
 namespace gankernels::direct_convolution::cpu {
 
-// Along the rows, or along the columns. The padding may be negative.
-struct Axis {
-  int64_t out, in, taps, stride, padding, dilation;
-};
+using convolution::Axis;
 
 // Inputs and outputs are those of one group.
 struct Problem {

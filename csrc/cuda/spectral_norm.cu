@@ -84,14 +84,13 @@ namespace {
 template <class T, class Out, int kWidth, class A>
 __device__ void scale(const Scale<A>& args, unsigned block) {
   const A sigma = args.sigma[0];
-  const int64_t end = min((int64_t(block) + 1) * kSpan, args.m.size());
-  for (int64_t n = int64_t(block) * kSpan + threadIdx.x * kWidth; n < end; n += kThreads * kWidth) {
+  each_vector<kWidth>(args.m, block, [&](int64_t n) {
     const auto w = load<kWidth>(static_cast<const T*>(args.w) + n);
     Vector<Out, kWidth> y;
 #pragma unroll
     for (int i = 0; i < kWidth; ++i) y.at[i] = static_cast<Out>(static_cast<A>(w.at[i]) / sigma);
     store(static_cast<Out*>(args.y) + n, y);
-  }
+  });
 }
 }  // namespace
 

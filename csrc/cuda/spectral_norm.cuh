@@ -68,6 +68,13 @@ GK_HOST_DEVICE int64_t spans(const Matrix& m) {
   return ceil_div(m.size(), kSpan);
 }
 
+// Calls body(n) for the vectors of a block's span.
+template <int kWidth, class Body>
+__device__ void each_vector(const Matrix& m, unsigned block, Body body) {
+  const int64_t end = min((int64_t(block) + 1) * kSpan, m.size());
+  for (int64_t n = int64_t(block) * kSpan + threadIdx.x * kWidth; n < end; n += kThreads * kWidth) body(n);
+}
+
 // u v^T of the number n. Vectors are in torch's order.
 template <class A>
 struct RankOne {

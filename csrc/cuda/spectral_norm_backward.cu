@@ -25,13 +25,6 @@ struct Finish {
   int64_t blocks() const { return 1; }
 };
 
-// Calls body(n) for the vectors of a block.
-template <int kWidth, class Body>
-__device__ void each_vector(const Matrix& m, unsigned block, Body body) {
-  const int64_t end = min((int64_t(block) + 1) * kSpan, m.size());
-  for (int64_t n = int64_t(block) * kSpan + threadIdx.x * kWidth; n < end; n += kThreads * kWidth) body(n);
-}
-
 template <class T, class Out, int kOrder, int kWidth, class A>
 __device__ Sums<A, 3> products(const Derivative<A>& args, unsigned block) {
   Sums<A, 3> sums = {};

@@ -32,9 +32,9 @@ constexpr int64_t kLeastPointwise = 64;
 // at least three quarters of the tiles; and in fp32 not where the kernel lies on big once, which the library is as fast
 // at, nor a 1x1 of few channels.
 bool is_faster(const cpu::Problem& p, at::ScalarType dtype) {
-  const cpu::Axis &y = p.rows, &x = p.columns;
+  const Axis &y = p.rows, &x = p.columns;
   const bool is_pointwise = y.taps * x.taps * y.stride * x.stride == 1 && y.padding + x.padding == 0;
-  const bool is_single = y.small * x.small == 1 && y.big == y.taps && x.big == x.taps;
+  const bool is_single = y.out * x.out == 1 && y.in == y.taps && x.in == x.taps;
   const bool is_narrow = std::min(p.channels, p.big_channels) < kLeastPointwise;
   const int64_t tile = cpu::kernel().tile_big_channels, tiles = at::divup(p.big_channels, tile);
   return gankernels::cpu::isa() == gankernels::cpu::Isa::kAvx2 && 4 * p.big_channels >= 3 * tile * tiles &&
@@ -58,7 +58,7 @@ std::optional<Tensor> own_weight_gradient(const Tensor& small_, const Tensor& bi
       small_.size(1) != weight_size[0] || weight_size[0] % groups != 0 || big_.size(1) != groups * weight_size[1] ||
       small_.numel() == 0 || big_.numel() == 0)
     return std::nullopt;
-  const auto axis = [&](int i) -> cpu::Axis {
+  const auto axis = [&](int i) -> Axis {
     return {small_.size(2 + i), big_.size(2 + i), weight_size[2 + i], stride[i], padding[i], dilation[i]};
   };
   const cpu::Problem p = {small_.size(0), groups, weight_size[0] / groups, weight_size[1], axis(0), axis(1)};
@@ -70,7 +70,7 @@ std::optional<Tensor> own_weight_gradient(const Tensor& small_, const Tensor& bi
   use_huge_pages(dw);
   const cpu::Kernel& kernel = cpu::kernel();
   const cpu::Pass pass = kernel.passes[static_cast<int>(dtype_of(small))];
-  const int64_t products = p.samples * p.rows.small * p.columns.small * dw.numel();
+  const int64_t products = p.samples * p.rows.out * p.columns.out * dw.numel();
   const cpu::Parts parts = cpu::parts(kernel, p, std::min<int64_t>(at::get_num_threads(), at::divup(products, kGrain)));
   const cpu::Args args = {p, small.const_data_ptr(), big.const_data_ptr(), dw.mutable_data_ptr<float>()};
   at::parallel_for(0, parts.count, 1, [&](int64_t begin, int64_t end) { pass(args, parts, begin, end); });

@@ -24,7 +24,7 @@ constexpr int64_t kLeastInputs = 16, kMostInputs = 256;
 // From measurements that docs/ops/conv2d.md names: without AVX-512, which was not measured; where the outputs fill at
 // least three quarters of their panels; in groups, and for a dense kernel of one pixel on pictures of more than one.
 bool is_faster(const cpu::Problem& p) {
-  const cpu::Axis &y = p.rows, &x = p.columns;
+  const Axis &y = p.rows, &x = p.columns;
   const bool is_pointwise = y.taps * x.taps * y.stride * x.stride == 1 && y.padding == 0 && x.padding == 0;
   const cpu::Kernel& kernel = cpu::kernel();
   return gankernels::cpu::isa() == gankernels::cpu::Isa::kAvx2 &&
@@ -47,7 +47,7 @@ std::optional<Tensor> own_convolution(const Tensor& x_, const Tensor& weight_, c
       size[1] != (to_big ? w[1] * groups : w[0]) || x_.numel() == 0 || weight_.numel() == 0 || size[2] < 1 ||
       size[3] < 1)
     return std::nullopt;
-  const auto axis = [&](int i) -> cpu::Axis {
+  const auto axis = [&](int i) -> Axis {
     const int64_t turned = dilation[i] * (w[2 + i] - 1) - padding[i];
     return {size[2 + i], x_.size(2 + i), w[2 + i], stride[i], to_big ? turned : padding[i], dilation[i]};
   };

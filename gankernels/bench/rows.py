@@ -82,16 +82,17 @@ def read(path: Path | str) -> list[Row]:
     return readers[suffix](path)
 
 
-def read_csv(path: Path | str, columns: Sequence[str] = COLUMNS) -> list[Row]:
-    """The rows that :func:`write_csv` wrote; raises as :func:`read` does."""
+def read_csv(path: Path | str, columns: Sequence[str] | None = COLUMNS) -> list[Row]:
+    """The rows that :func:`write_csv` wrote, of any columns for None; raises as :func:`read` does."""
     text = _text(path)
     try:
         table = list(csv.reader(io.StringIO(text), strict=True)) if text.endswith("\n") else []
     except csv.Error:
         raise _rubbish(path) from None
-    if not table or tuple(table[0]) != tuple(columns):
+    if not table or tuple(table[0]) != tuple(columns or table[0]):
         raise _rubbish(path)
-    return [_row(path, dict(zip(columns, values, strict=False)), len(values), columns) for values in table[1:]]
+    header = table[0]
+    return [_row(path, dict(zip(header, values, strict=False)), len(values), header) for values in table[1:]]
 
 
 def read_json(path: Path | str) -> list[Row]:
@@ -112,7 +113,7 @@ def _row(path: Path | str, row: Any, count: int, columns: Sequence[str] = COLUMN
 
 
 def _rubbish(path: Path | str) -> InputError:
-    return InputError(f"file: got {path}, expected rows that gankernels bench wrote, whole and with its columns")
+    return InputError(f"file: got {path}, expected whole rows, with the columns that gankernels writes")
 
 
 def _text(path: Path | str) -> str:

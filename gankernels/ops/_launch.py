@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -28,3 +29,14 @@ class Specialisation(NamedTuple):
     constexprs: dict[str, Any]
     options: dict[str, Any]  # of the compiler
     capabilities: tuple[int, ...] = (80, 90, 100)
+
+    @classmethod
+    def of(
+        cls, kernel: Any, given: Mapping[str, Any], options: dict[str, Any], types: Mapping[str, str], other: str
+    ) -> Specialisation:
+        """Constexprs are those of ``given`` that the kernel has; pointers are to ``types[name]`` or ``other``."""
+        signature = {
+            name: "constexpr" if name in given else f"*{types.get(name, other)}" if name.endswith("_ptr") else "i32"
+            for name in kernel.arg_names
+        }
+        return cls(kernel, signature, {name: given[name] for name in signature if name in given}, options)

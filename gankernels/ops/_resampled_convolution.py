@@ -129,10 +129,9 @@ def route_of(
     small_side: str,
     boxed: str,
     folded: str,
-    why_not: str | None = None,
-    can_box: bool = True,
+    transposed: bool = False,
 ) -> Route:
-    """The route of a call.
+    """Which way a call goes, and why.
 
     Args:
         kernel_size: (KH, KW).
@@ -142,16 +141,19 @@ def route_of(
         channels: of the small side.
         channels_last: the output's layout.
         small_side, boxed, folded: the op's reasons for these routes.
-        why_not: the op's own reason not to fold with this padding, or None.
-        can_box: whether a box filter does with this padding.
+        transposed: whether the op's convolutions of stride 2 are transposed ones.
     """
     if tuple(kernel_size) == (1, 1) and not any(padding):
         return Route("small side", small_side)
-    for reason in (_not_foldable(kernel_size), why_not):
-        if reason is not None:
-            return Route("plain", reason)
+    not_foldable = _not_foldable(kernel_size)
+    if not_foldable is not None:
+        return Route("plain", not_foldable)
+    # A transposed convolution crops K - 1 - p with the fold, one less with the weight itself, and never less than none.
+    cropped = kernel_size[0] - 1 - max(padding) if transposed else 1
+    if cropped < 0:
+        return Route("plain", f"padding {max(padding)} makes rows of zeros that a transposed convolution cannot")
     # Measured on a CPU alone, whose contiguous box filter is slow.
-    if device == "cpu" and channels_last and can_box and channels >= BOX_CHANNELS and pixels > 0:
+    if device == "cpu" and channels_last and cropped > 0 and channels >= BOX_CHANNELS and pixels > 0:
         return Route("boxed", boxed)
     few = _too_few_pixels(pixels, device)
     return Route("folded", folded) if few is None else Route("plain", few)

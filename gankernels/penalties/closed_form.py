@@ -10,6 +10,9 @@ Etmann, "A closer look at double backpropagation", arXiv 1906.06637, for double 
 vanishes in piecewise-linear networks; Pearlmutter, "Fast exact multiplication by the Hessian", Neural Computation 6
 (1994), for the tangents.
 
+Samples without a penalty have t = 0, and ``wgrad(p, a_i c)`` waits for no tangent: :class:`Passes` can take it in the
+reverse pass, which then starts from a_i there, and drop their p and c on the way.
+
 Where some op is not piecewise linear, or mixes samples, the cotangent of the loss differs from a_i c, and each such op
 adds a *source* d<c, J t>/dz to it at its input z (:mod:`gankernels.penalties.local`). One more reverse pass, which is
 autograd's own, takes both to the parameters.
@@ -18,32 +21,23 @@ autograd's own, takes both to the parameters.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from typing import Any
+import functools
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import GradientEdge
 
 from gankernels.penalties import local
+from gankernels.penalties.at import At, InReverse, channel_sums
 from gankernels.penalties.nodes import Node, Variable, call
-from gankernels.penalties.samples import Samples
+from gankernels.penalties.reverse import reverse
+from gankernels.penalties.samples import Rows, Samples
 from gankernels.penalties.tape import Tape, TapeError
 
-
-class Rows:
-    """The samples that are penalised: ``count`` of ``total``, from ``start`` on. Only these have tangents."""
-
-    def __init__(self, start: int, count: int, total: int) -> None:
-        self.start, self.count, self.total = start, count, total
-        self.all = count == total
-
-    def of(self, tensor: Tensor, samples: Samples | None) -> Tensor:
-        """Their part of a tensor of all samples."""
-        if self.all:
-            return tensor
-        assert samples is not None
-        return tensor.narrow(samples.axis, self.start * samples.repeat, self.count * samples.repeat)
+if TYPE_CHECKING:
+    from gankernels.penalties.rules import Rule
 
 
 class Passes:
@@ -53,40 +47,78 @@ class Passes:
         tape: of the forward.
         rows: the penalised samples; all, where the tape mixes samples.
         with_input: keep the sources at the pictures too.
+        apart: take the gradients of the other samples in the reverse pass, whose seeds are those of the loss there.
 
     After :meth:`tangents`, ``gradients`` has the effective weights with their gradients, and ``sources`` the edges of
     the forward's graph with what they add to the cotangents.
     """
 
-    def __init__(self, tape: Tape, rows: Rows, *, with_input: bool = False) -> None:
+    def __init__(self, tape: Tape, rows: Rows, *, with_input: bool = False, apart: bool = False) -> None:
         self.tape, self.rows, self.with_input = tape, rows, with_input
+        self.others = rows.others() if apart else None
+        self.kept = Rows(0, rows.total, rows.total)  # the samples whose numbers and cotangents are there
         self.loss_scale: Tensor | None = None
         self.tangent_scale: Tensor | None = None
         self.gradients: dict[int, tuple[Tensor, Tensor]] = {}
         self.sources: list[tuple[GradientEdge, Tensor]] = []
-        self.cotangents: dict[Variable, Tensor] = {}
-        self.sums: dict[Variable, Tensor] = {}  # [N, C], of cotangents [N, C, ...]
+        self._makers = {v: node for node in tape.nodes for v in node.outputs if v is not None and v.remade}
+        self._cotangents: dict[Variable, Tensor] = {}
+        self._sums: dict[Variable, Tensor] = {}  # [N, C], of cotangents [N, C, ...]
         self._tangents: dict[Variable, Tensor] = {}
         self._mixed: dict[Variable, Tensor] = {}
 
     def reverse(self, seeds: list[Tensor], *, retain_graph: bool) -> Tensor:
         """g = d <seeds, logits> / dx [N, ...], and the cotangents that the rules ask for."""
-        wanted = [v for node in self.tape.nodes for v in node.outputs if v is not None and v.live]
-        wanted = [v for v in wanted if (v.wants_cotangent or v.wants_sums) and v.edge is not None]
-        inputs = [get_gradient_edge(self.tape.x), *(v.edge for v in wanted if v.edge is not None)]
-        g, *cotangents = torch.autograd.grad(
-            self.tape.logits, inputs, seeds, retain_graph=retain_graph, allow_unused=True
-        )
-        if g is None:
-            raise TapeError("the logits do not depend on the pictures")
-        for variable, cotangent in zip(wanted, cotangents, strict=True):
-            if cotangent is None:
-                raise TapeError("a part of the forward is not in autograd's graph")
-            if variable.wants_sums:
-                self.sums[variable] = _channel_sums(cotangent)
-            if variable.wants_cotangent:
-                self.cotangents[variable] = cotangent
+        live = [v for node in self.tape.nodes for v in node.outputs if v is not None and v.live]
+        watched = [v for v in live if v.wants_cotangent or v.wants_sums]
+        if self.others is None:
+            return reverse(self.tape, seeds, watched, self._keep_cotangent, retain_graph=retain_graph)
+        for node in self.tape.nodes:
+            self._check(node)
+        watched += [v for v in live if v.numbers is not None]
+        arrive = functools.partial(self._take_others, self._by_cotangent(), self.others)
+        with torch.no_grad(), _below_autocast(self.tape.x):
+            g = reverse(self.tape, seeds, watched, arrive, retain_graph=retain_graph)
+        pictures = self.tape.pictures
+        if pictures.numbers is not None:
+            pictures.numbers = self.rows.of(pictures.numbers, pictures.samples)
+        self.kept = self.rows
         return g
+
+    def _keep_cotangent(self, variable: Variable, cotangent: Tensor) -> None:
+        if variable.wants_sums:
+            self._sums[variable] = channel_sums(cotangent)
+        if variable.wants_cotangent:
+            self._cotangents[variable] = cotangent
+
+    def _by_cotangent(self) -> dict[Variable, list[Node]]:
+        """The nodes with weights, by the variable whose cotangent the gradients of these need."""
+        nodes: dict[Variable, list[Node]] = {}
+        for node in self.tape.nodes:
+            if node.rule is not None and node.weights:
+                added_to = None if node.rule.adds_to is None else node[node.rule.adds_to]
+                where = added_to if added_to is not None and added_to.wants_sums else node.result
+                nodes.setdefault(where, []).append(node)
+        return nodes
+
+    def _take_others(
+        self, by_cotangent: dict[Variable, list[Node]], others: Rows, variable: Variable, cotangent: Tensor
+    ) -> None:
+        """Where the reverse pass arrives: give the gradients their part of the others, and keep the penalised alone.
+
+        All that take the variable have been passed before, so nobody needs the others' numbers any more.
+        """
+        self._keep_cotangent(variable, cotangent)
+        for node in by_cotangent.get(variable, ()):
+            assert node.rule is not None
+            assert node.rule.gradients is not None
+            node.rule.gradients(InReverse(node, self, others))
+        for kept in (self._cotangents, self._sums):
+            if variable in kept:
+                kept[variable] = self.rows.of(kept[variable], variable.samples).clone()
+        if variable.numbers is not None:
+            variable.numbers = self.rows.of(variable.numbers, variable.samples).clone()
+            variable.numbers_version = variable.numbers._version
 
     def tangents(self, t: Tensor, loss_scale: Tensor | None = None, tangent_scale: Tensor | None = None) -> None:
         """Carry the direction ``t`` [rows, ...] through the tape, and collect gradients and sources on the way.
@@ -96,56 +128,78 @@ class Passes:
             loss_scale: a_i [N] of the loss that shares the weight gradients; None for the penalty alone.
             tangent_scale: [1], multiplies the tangents where they are mixed with the layer inputs; None for 1.
         """
-        self.loss_scale, self.tangent_scale = loss_scale, tangent_scale
+        self.loss_scale = None if loss_scale is None else self.kept.of(loss_scale, Samples(0))
+        self.tangent_scale = tangent_scale
         self._tangents[self.tape.pictures] = t
         with torch.no_grad(), _below_autocast(t):
             for node in self.tape.nodes:
                 self._step(node)
 
     def _step(self, node: Node) -> None:
+        self._check(node)
+        for output in node.outputs:
+            if output is not None and output.remade and output.live:
+                output.numbers = self.numbers_of(output, self.kept)
+                output.numbers_version = output.numbers._version
+        tangents = local.tangent(node, self) if node.rule is None else self._by_rule(node, node.rule)
+        self._release(node)
+        for output, t in zip(node.outputs, tangents, strict=False):
+            if output is not None and output.live and t is not None:
+                self._tangents[output] = t
+        for variable in node.variables:
+            if variable.last_use == node.index:
+                self._tangents.pop(variable, None)
+
+    def _by_rule(self, node: Node, rule: Rule) -> Sequence[Tensor | None]:
+        if rule.gradients is not None and node.weights:
+            rule.gradients(At(node, self, self.kept))
+        # what the tangent does not need makes room for it
+        if set(node.keeps) <= {"result", "indices"}:
+            self._release(node)
+        tangents = rule.tangent(At(node, self, self.rows))
+        return [tangents] if isinstance(tangents, Tensor) else tangents
+
+    def _check(self, node: Node) -> None:
         for tensor, version in node.constants:
             if tensor._version != version:
                 raise TapeError(f"{self.tape.where(node)}: an operand of {node.name} was changed in place later")
         for variable in node.variables:
             if variable.numbers is not None and variable.numbers._version != variable.numbers_version:
                 raise TapeError(f"{self.tape.where(node)}: an input of {node.name} was changed in place later")
-        for output in node.outputs:
-            if output is not None and output.remade and output.live:
-                self._remake(node, output)
-        tangents = local.tangent(node, self) if node.rule is None else node.rule.tangent(At(node, self))
-        self.release(node)
-        for output, t in zip(node.outputs, [tangents] if isinstance(tangents, Tensor) else tangents, strict=False):
-            if output is not None and output.live:
-                self._tangents[output] = t
-        for variable in node.variables:
-            if variable.last_use == node.index:
-                self._tangents.pop(variable, None)
 
-    def release(self, node: Node) -> None:
-        """Free what weight gradients have needed, but for the tangents, as far as no later node needs it."""
+    def _release(self, node: Node) -> None:
+        """Free what gradients have needed, but for the tangents, as far as no later node needs it."""
         for output in node.outputs:
             if output is not None:
-                self.cotangents.pop(output, None)
+                self._cotangents.pop(output, None)
         for variable in node.variables:
             if variable.last_use == node.index:
                 self._mixed.pop(variable, None)
                 variable.numbers = None
 
-    def _remake(self, node: Node, output: Variable) -> None:
-        """Make the numbers of a node's output again, from those of its input, which may go with this node."""
-        numbers = {name: value.numbers for name, value in node.arguments.items() if isinstance(value, Variable)}
-        output.numbers = call(node.op, node.arguments | numbers)
-        output.numbers_version = output.numbers._version
-
     def tangent_of(self, variable: Variable) -> Tensor:
         return self._tangents[variable]
 
-    def numbers_of(self, variable: Variable, *, all_rows: bool = False) -> Tensor:
-        assert variable.numbers is not None
-        return variable.numbers if all_rows else self.rows.of(variable.numbers, variable.samples)
+    def cotangent_of(self, variable: Variable, rows: Rows) -> Tensor:
+        return self._part(self._cotangents[variable], variable, rows)
+
+    def sums_of(self, variable: Variable, rows: Rows) -> Tensor:
+        """The cotangent [N, C, ...] of a variable that ``wants_sums``, summed over all but N and C."""
+        return self._part(self._sums[variable], variable, rows)
+
+    def numbers_of(self, variable: Variable, rows: Rows) -> Tensor:
+        if variable.numbers is not None:
+            return self._part(variable.numbers, variable, rows)
+        maker = self._makers[variable]
+        arguments = maker.arguments.items()
+        numbers = {name: self.numbers_of(value, rows) for name, value in arguments if isinstance(value, Variable)}
+        return call(maker.op, maker.arguments | numbers)
+
+    def _part(self, tensor: Tensor, variable: Variable, rows: Rows) -> Tensor:
+        return tensor if rows.count == self.kept.count else rows.of(tensor, variable.samples)
 
     def mixed(self, variable: Variable) -> Tensor:
-        """``m = a_i p + w t`` of all samples; of the penalty alone, ``w t``."""
+        """``m = a_i p + w t`` of all samples that are kept; of the penalty alone, ``w t``."""
         if self.loss_scale is None:
             return self._tangents[variable]
         if variable not in self._mixed:
@@ -153,12 +207,11 @@ class Passes:
         return self._mixed[variable]
 
     def _mix(self, variable: Variable, t: Tensor) -> Tensor:
-        assert variable.numbers is not None
-        p, a = variable.numbers, self.along_samples(variable)
-        if self.rows.all and self.tangent_scale is None:
+        p, a = self.numbers_of(variable, self.kept), self.along_samples(variable)
+        if self.rows.count == self.kept.count and self.tangent_scale is None:
             return torch.addcmul(t, p, a)
         mixed = p * a  # in fp32, if p is not
-        part = self.rows.of(mixed, variable.samples)
+        part = self._part(mixed, variable, self.rows)
         if self.tangent_scale is None:
             part.add_(t)
         else:
@@ -184,110 +237,6 @@ class Passes:
         gradient = gradient.sum_to_size(weight.shape).to(weight.dtype)
         held = self.gradients.get(id(weight))
         self.gradients[id(weight)] = (weight, gradient if held is None else held[1] + gradient)
-
-
-class At:
-    """A node in the tangent pass: what a rule sees."""
-
-    def __init__(self, node: Node, passes: Passes) -> None:
-        self.node, self.passes = node, passes
-
-    def __getitem__(self, name: str) -> Any:
-        return self.node.arguments[name]
-
-    def get(self, name: str, default: Any = None) -> Any:
-        return self.node.arguments.get(name, default)
-
-    @property
-    def shape(self) -> list[int]:
-        """Of the output's tangent, which is that of the output but for the number of samples."""
-        result, rows = self.node.result, self.passes.rows
-        shape = list(result.shape)
-        if not rows.all:
-            assert result.samples is not None
-            shape[result.samples.axis] = rows.count * result.samples.repeat
-        return shape
-
-    def t(self, name: str) -> Any:
-        """The tangent of an argument; of a list, the tangents, zero where an item is a constant."""
-        value = self[name]
-        if isinstance(value, Variable):
-            return self.passes.tangent_of(value)
-        return [
-            self.passes.tangent_of(item) if isinstance(item, Variable) else torch.zeros_like(self.constant(item))
-            for item in value
-        ]
-
-    def value(self, name: str, *, all_rows: bool = False) -> Tensor:
-        """The numbers of an argument, or of the ``"result"``, that the rule keeps."""
-        variable = self.node.result if name == "result" else self[name]
-        return self.passes.numbers_of(variable, all_rows=all_rows)
-
-    def constant(self, value: Any) -> Any:
-        """What is broadcast against the output; of a tensor with an entry for each sample, those of the penalised."""
-        result, rows = self.node.result, self.passes.rows
-        if not isinstance(value, Tensor) or rows.all:
-            return value
-        assert result.samples is not None
-        axis = result.samples.axis - len(result.shape)
-        if value.dim() < -axis or value.shape[axis] != result.shape[axis]:
-            return value
-        return rows.of(value, Samples(axis + value.dim(), result.samples.repeat))
-
-    def matrices(self, name: str) -> Tensor:
-        """A constant factor of a matrix product; of one for each sample, those of the penalised."""
-        result, rows, value = self.node.result, self.passes.rows, self[name]
-        batched = len(result.shape) == 3 and result.samples is not None and result.samples.axis == 0
-        return rows.of(value, result.samples) if batched else value
-
-    def wants(self, name: str) -> bool:
-        """Is this argument an effective weight?"""
-        return isinstance(self[name], Tensor) and self[name].requires_grad
-
-    def cotangent(self) -> Tensor:
-        """c at the output, of all samples."""
-        return self.passes.cotangents[self.node.result]
-
-    def scaled_cotangent(self) -> Tensor | None:
-        """``a_i c``, what an added term gets; None for the penalty alone, of which it gets nothing."""
-        if self.passes.loss_scale is None:
-            return None
-        return self.cotangent() * self.passes.along_samples(self.node.result)
-
-    def channel_sums(self, c: Tensor) -> Tensor | None:
-        """``a_i c`` of c [N, C, ...] summed over all but C, in one pass over c; None for the penalty alone."""
-        return None if self.passes.loss_scale is None else self._weighed(_channel_sums(c))
-
-    def channel_sums_at(self, name: str) -> Tensor | None:
-        """The same of the cotangent of an argument whose sums were wanted."""
-        sums = self.passes.sums.get(self[name])
-        return None if sums is None or self.passes.loss_scale is None else self._weighed(sums)
-
-    def _weighed(self, sums: Tensor) -> Tensor:
-        assert self.passes.loss_scale is not None
-        return self.passes.loss_scale.to(sums.dtype) @ sums
-
-    def mixed(self, name: str) -> Tensor:
-        """``a_i p + w t`` of an argument p, of all samples."""
-        return self.passes.mixed(self[name])
-
-    def release(self) -> None:
-        """Nothing but tangents is needed from here on."""
-        self.passes.release(self.node)
-
-    def give(self, name: str, gradient: Tensor | None, factor: float = 1) -> None:
-        """Add ``factor * gradient`` to an effective weight's."""
-        self.add_gradient(self[name], gradient if gradient is None or factor == 1 else gradient * factor)
-
-    def add_gradient(self, weight: Tensor, gradient: Tensor | None) -> None:
-        if gradient is not None:
-            self.passes.add_gradient(weight, gradient)
-
-
-def _channel_sums(c: Tensor) -> Tensor:
-    """c [N, C, ...] summed over all but N and C, in fp32 (fp64 for fp64)."""
-    wide = torch.promote_types(c.dtype, torch.float32)
-    return c.to(wide) if c.dim() == 2 else c.sum(tuple(range(2, c.dim())), dtype=wide)
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ def tangent(node: Node, passes: Passes) -> list[Tensor | None]:
     """The tangents of the node's outputs; its sources and gradients are added to those of ``passes``."""
     if norms.written_out(node):
         return norms.tangent(node, passes)
-    inputs = {v: passes.numbers_of(v, all_rows=True).detach().requires_grad_() for v in node.variables}
+    inputs = {v: passes.numbers_of(v, passes.kept).detach().requires_grad_() for v in node.variables}
     weights = {id(w): w.detach().requires_grad_() for w in node.weights}
 
     with torch.enable_grad():
@@ -34,9 +34,9 @@ def tangent(node: Node, passes: Passes) -> list[Tensor | None]:
         )
         results = results if isinstance(results, (list, tuple)) else [results]
         pairs = [
-            (index, result, passes.cotangents[variable].detach().requires_grad_())
+            (index, result, passes.cotangent_of(variable, passes.kept).detach().requires_grad_())
             for index, (variable, result) in enumerate(zip(node.outputs, results, strict=True))
-            if variable is not None and variable in passes.cotangents
+            if variable is not None and variable.live
         ]
         outputs, cotangents = [result for _, result, _ in pairs], [c for _, _, c in pairs]
         try:

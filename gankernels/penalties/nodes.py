@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import weakref
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,6 +15,10 @@ from torch.autograd.graph import GradientEdge
 if TYPE_CHECKING:
     from gankernels.penalties.rules import Rule
     from gankernels.penalties.samples import Samples
+
+
+#: A convolution's arguments behind its tensors.
+GEOMETRY = ("stride", "padding", "dilation", "transposed", "output_padding", "groups")
 
 
 @dataclass(eq=False, slots=True)
@@ -34,6 +39,10 @@ class Variable:
     live: bool = False  # reaches the logits
     last_use: int = -1  # the index of the last node that takes it
 
+    @property
+    def bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
     def remake(self) -> bool:
         """Whether the numbers need not be kept, since they can be made again of what is kept in any case."""
         if self.made_of is not None and self.made_of.numbers is not None:
@@ -48,6 +57,7 @@ class Node:
     op: torch._ops.OpOverload
     arguments: dict[str, Any]
     module: nn.Module | None
+    in_place: bool = False  # ``op`` is the form that does not write to its arguments
     variables: list[Variable] = field(default_factory=list)
     outputs: list[Variable | None] = field(default_factory=list)
     weights: list[Tensor] = field(default_factory=list)

@@ -33,7 +33,8 @@ def written_out(node: Node) -> bool:
 def tangent(node: Node, passes: Passes) -> list[Tensor | None]:
     """The tangent of the output; the source and the gradient of the gain are added to those of ``passes``."""
     variable, gain = node["input"], node["weight"]
-    x, t, dy = passes.numbers_of(variable).detach(), passes.tangent_of(variable), passes.cotangents[node.result]
+    x, t = passes.numbers_of(variable, passes.kept).detach(), passes.tangent_of(variable)
+    dy = passes.cotangent_of(node.result, passes.kept)
     shape, dtype = x.shape, torch.promote_types(x.dtype, torch.float32)
     wide = None if gain is None else gain.detach().to(dtype)
     x_hat, _, r = call(node.op, node.arguments | {"input": x.to(dtype), "weight": None, "bias": None})

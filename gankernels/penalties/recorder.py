@@ -70,13 +70,12 @@ class _Recorder(TorchDispatchMode):
             return op(*args, **kwargs)
         if node is None:
             return op(*args, **kwargs)
-        in_place = node.op is not op
         kept = self.keep_inputs_of(node, tensors)
-        if in_place and isinstance(node["self"], Variable) and node["self"].numbers is not None:
+        if node.in_place and isinstance(node["self"], Variable) and node["self"].numbers is not None:
             node["self"].numbers = node["self"].numbers.clone()
             node["self"].numbers_version = 0
         results = op(*args, **kwargs)
-        self.add_outputs(node, results, in_place)
+        self.add_outputs(node, results)
         if any(node.outputs):
             self.nodes.append(node)
         else:
@@ -109,7 +108,7 @@ class _Recorder(TorchDispatchMode):
             if not isinstance(arguments["self"], Variable) and given["self"]._is_view():
                 raise TapeError(f"{names.name} writes what depends on the pictures into a view")
             arguments = signature(functional).defaults | arguments
-        node = Node(functional, arguments, self.modules[-1] if self.modules else None)
+        node = Node(functional, arguments, self.modules[-1] if self.modules else None, functional is not op)
         node.variables = list(dict.fromkeys(variable for variable, _ in tensors))
         node.weights = [t for _, t in constants if t.requires_grad]
         # an op may move its running statistics
@@ -141,7 +140,7 @@ class _Recorder(TorchDispatchMode):
             wanted = node.variables
         else:
             node.keeps = node.rule.kept(node)
-            names = node.keeps + (node.rule.mixes if self.keep_mixed and node.weights else ())
+            names = node.keeps + node.rule.mixed(node, with_loss=self.keep_mixed)
             wanted = [node[name] for name in names if name in node.arguments]
         kept = []
         for variable, tensor in tensors:
@@ -150,11 +149,12 @@ class _Recorder(TorchDispatchMode):
                 kept.append(variable)
         return kept
 
-    def add_outputs(self, node: Node, results: Any, in_place: bool) -> None:
+    def add_outputs(self, node: Node, results: Any) -> None:
         """Enter the outputs; integers, and whatever does not require grad, turn out to be constants when used."""
         keeps = node.keeps
         # autograd counts a write, and lets a view share the count of its base, after this call
-        shares, version = in_place or signature(node.op).is_view, node.variables[0].version + in_place
+        shares = node.in_place or signature(node.op).is_view
+        version = node.variables[0].version + node.in_place
         for tensor in results if isinstance(results, (list, tuple)) else [results]:
             if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
                 node.outputs.append(None)

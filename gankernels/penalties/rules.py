@@ -1,7 +1,8 @@
 """How tangents and weight gradients go through each op of the class: one line an op.
 
 The class: per sample, the op is linear, or linear on each side of kinks, in what depends on the pictures. What a rule
-computes is in :mod:`gankernels.penalties.tangents`; here is what it needs and where it holds.
+computes is in :mod:`gankernels.penalties.tangents` and :mod:`gankernels.penalties.gradients`; here is what it needs and
+where it holds.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ import torch
 from torch import Tensor
 
 from gankernels.ops._activation import PIECEWISE_LINEAR
-from gankernels.penalties import samples, tangents
+from gankernels.penalties import gradients, samples, tangents
 from gankernels.penalties.nodes import Node, depends
 from gankernels.penalties.samples import Samples
 
 if TYPE_CHECKING:
-    from gankernels.penalties.closed_form import At
+    from gankernels.penalties.at import At
 
 aten = torch.ops.aten
 
@@ -31,7 +32,8 @@ class Rule:
 
     tangent: Callable[[At], Any]  # the tangent of the output; a list of them for several
     samples: Callable[[Node], Samples | None] = samples.elementwise
-    # the arguments, or "result", whose numbers the tangent needs; "indices" are a result's
+    gradients: Callable[[At], None] | None = None  # gives those of its effective weights
+    # the arguments, or "result", whose numbers tangent and gradients need; "indices" are a result's
     keeps: tuple[str, ...] | Callable[[Node], tuple[str, ...]] = ()
     weights: tuple[str, ...] = ()  # the arguments that may be effective weights
     mixes: tuple[str, ...] = ()  # the arguments that the gradients of these need
@@ -39,13 +41,22 @@ class Rule:
     adds_to: str | None = None
     linear_in: tuple[str, ...] = ()  # if given, the only arguments that may depend on the pictures
     factors: tuple[str, ...] = ()  # of these arguments, only one may
+    # instead of ``keeps``: its output tells its kinks as well as "self" does, which autograd keeps
+    either: bool = False
     condition: Callable[[Node], str | None] | None = None  # why a node is outside the class
     # one pass makes the result again from the one argument that depends on the pictures, and autograd does not keep it
     remade: bool = False
 
     def kept(self, node: Node) -> tuple[str, ...]:
         """``keeps`` of a node."""
+        if self.either:
+            # what is written to in place is not there later
+            return ("result",) if node.in_place else ("self",)
         return self.keeps(node) if callable(self.keeps) else self.keeps
+
+    def mixed(self, node: Node, *, with_loss: bool) -> tuple[str, ...]:
+        """The arguments whose numbers the gradients of a node's weights need."""
+        return self.mixes if with_loss and node.weights else ()
 
     def refuses(self, node: Node) -> str | None:
         """Why a node of this op is outside the class, if it is."""
@@ -110,6 +121,7 @@ def _product_rule(left: str, right: str, added: str | None = None) -> Rule:
     return Rule(
         tangents.product(left, right, added),
         samples.product(left, right, added),
+        gradients.product(left, right, added),
         weights=names,
         mixes=(left, right),
         linear_in=linear_in,
@@ -148,38 +160,56 @@ ATEN: dict[str, Rule] = {
     **dict.fromkeys(("slice", "index_select", "flip", "roll"), Rule(tangents.replay, samples.along)),
     **dict.fromkeys(("split", "split_with_sizes"), Rule(tangents.replay, samples.along)),
     **dict.fromkeys(("select", "unbind"), Rule(tangents.replay, samples.drop)),
-    "cat": Rule(tangents.cat, samples.cat, weights=("tensors",)),
+    "cat": Rule(tangents.cat, samples.cat, gradients.cat, weights=("tensors",)),
     "stack": Rule(tangents.replay, samples.stack),
     "constant_pad_nd": Rule(tangents.pad, samples.pad),
     # sums and products with constants, weights, and each other
-    "add": Rule(tangents.add(1, 1), weights=("self", "other")),
-    "sub": Rule(tangents.add(1, -1), weights=("self", "other")),
-    "rsub": Rule(tangents.add(-1, 1), weights=("self", "other")),
-    "mul": Rule(tangents.mul, weights=("self", "other"), mixes=("self", "other"), factors=("self", "other")),
-    "div": Rule(tangents.div, weights=("other",), mixes=("self",), linear_in=("self",), condition=_rounds),
+    "add": Rule(tangents.add(1, 1), gradients=gradients.add(1, 1), weights=("self", "other")),
+    "sub": Rule(tangents.add(1, -1), gradients=gradients.add(1, -1), weights=("self", "other")),
+    "rsub": Rule(tangents.add(-1, 1), gradients=gradients.add(-1, 1), weights=("self", "other")),
+    "mul": Rule(
+        tangents.mul,
+        gradients=gradients.mul,
+        weights=("self", "other"),
+        mixes=("self", "other"),
+        factors=("self", "other"),
+    ),
+    "div": Rule(
+        tangents.div,
+        gradients=gradients.div,
+        weights=("other",),
+        mixes=("self",),
+        linear_in=("self",),
+        condition=_rounds,
+    ),
     **dict.fromkeys(("sum", "mean"), Rule(tangents.replay, samples.reduction)),
     # convolutions and matrix products
     "convolution": Rule(
-        tangents.convolution, _BATCH, weights=("weight", "bias"), mixes=("input",), linear_in=("input",)
+        tangents.convolution,
+        _BATCH,
+        gradients.convolution("input"),
+        weights=("weight", "bias"),
+        mixes=("input",),
+        linear_in=("input",),
     ),
     **{name: _product_rule(*names) for name, names in _PRODUCTS.items()},
     # activations
     "relu": Rule(lambda at: aten.threshold_backward(at.t("self"), at.value("result"), 0), keeps=("result",)),
-    "leaky_relu": Rule(
-        lambda at: aten.leaky_relu_backward(at.t("self"), at.value("result"), at["negative_slope"], True),
-        keeps=("result",),
-        condition=_negative_slope,
-    ),
-    "hardtanh": Rule(
-        lambda at: aten.hardtanh_backward(at.t("self"), at.value("result"), at["min_val"], at["max_val"]),
-        keeps=("result",),
-    ),
+    "leaky_relu": Rule(tangents.leaky_relu, either=True, condition=_negative_slope),
+    "hardtanh": Rule(tangents.hardtanh, either=True),
     "threshold": Rule(
         lambda at: aten.threshold_backward(at.t("self"), at.value("self"), at["threshold"]), keeps=("self",)
     ),
     "hardshrink": Rule(lambda at: at.t("self") * (at.value("self").abs() > at["lambd"]), keeps=("self",)),
     "softshrink": Rule(lambda at: at.t("self") * (at.value("self").abs() > at["lambd"]), keeps=("self",)),
-    "_prelu_kernel": Rule(tangents.prelu, keeps=("self",), weights=("weight",), mixes=("self",), linear_in=("self",)),
+    "_prelu_kernel": Rule(
+        tangents.prelu,
+        gradients=gradients.prelu,
+        keeps=("self",),
+        weights=("weight",),
+        mixes=("self",),
+        linear_in=("self",),
+    ),
     **dict.fromkeys(("clamp", "clamp_min", "clamp_max"), Rule(tangents.clamp, keeps=("self",), linear_in=("self",))),
     "abs": Rule(lambda at: at.t("self") * at.value("self").sgn(), keeps=("self",)),
     "maximum": Rule(tangents.extremum(1), keeps=("self", "other")),
@@ -200,19 +230,26 @@ ATEN: dict[str, Rule] = {
 OURS: dict[str, Rule] = {
     "bias_act_forward": Rule(
         tangents.bias_act,
-        keeps=tangents.kept_for_bias_act,
+        gradients=gradients.bias_act,
+        keeps=gradients.kept_for_bias_act,
         weights=("bias",),
         adds_to="x",
         linear_in=("x",),
         condition=_is_smooth,
     ),
     "convolution": Rule(
-        tangents.library_convolution, _BATCH, weights=("weight", "bias"), mixes=("x",), linear_in=("x",)
+        tangents.library_convolution,
+        _BATCH,
+        gradients.convolution("x"),
+        weights=("weight", "bias"),
+        mixes=("x",),
+        linear_in=("x",),
     ),
     "box_filter": Rule(tangents.replay, _BATCH, remade=True),
     "conv_transpose2d_forward": Rule(
         tangents.triton_transposed_convolution,
         _BATCH,
+        gradients.triton_transposed_convolution,
         keeps=("result",),
         weights=("weight", "bias"),
         mixes=("x",),

@@ -13,9 +13,9 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from gankernels.errors import InputError
 from gankernels.penalties import kinds
-from gankernels.penalties.closed_form import Passes, Rows
+from gankernels.penalties.closed_form import Passes
 from gankernels.penalties.recorder import ordinary_forward, record
-from gankernels.penalties.samples import Samples
+from gankernels.penalties.samples import Rows, Samples
 from gankernels.penalties.tape import Tape, leaves_of, logits_of
 
 _log = logging.getLogger("gankernels")
@@ -171,8 +171,12 @@ class Run:
     def _closed_form(self, loss_gradient: list[Tensor] | None, scale: Scale) -> tuple[Roots, Scale]:
         assert self.tape is not None
         start, stop = self.penalised
-        passes = Passes(self.tape, Rows(start, stop - start, len(self.x)))
-        t, seed, size = self._direction(passes, scale, retain_graph=False)
+        rows = Rows(start, stop - start, len(self.x))
+        of_others = None
+        if loss_gradient is not None and self._others_apart(rows, scale):
+            of_others = loss_gradient[0].reshape(-1) * scale
+        passes = Passes(self.tape, rows, apart=of_others is not None)
+        t, seed, size = self._direction(passes, scale, of_others, retain_graph=False)
         if loss_gradient is None:
             passes.tangents(t)
             return _at_weights(passes), (1.0 if size is None else size) / seed
@@ -184,34 +188,44 @@ class Run:
         passes.tangents(t, loss_gradient[0].reshape(-1) * share, mixing)
         return _at_weights(passes), 1.0
 
+    def _others_apart(self, rows: Rows, scale: Scale) -> bool:
+        """Whether to take the gradients of samples without a penalty in the reverse pass, since that saves memory."""
+        assert self.tape is not None
+        if rows.others() is None or len(self._scales_of_seeds(self.tape, scale)) > 1:
+            return False  # nobody to take apart; or a second attempt would find the numbers gone
+        numbers, cotangents, gradients = self.tape.bytes_kept()
+        # Together, the peak is between the passes. Apart, it is there or near the logits, where the gradients of the
+        # widest layers come before anything goes; and a gradient is there twice while its second part is added.
+        together = numbers + cotangents
+        return max(numbers, together * rows.count / rows.total) + 2 * gradients < together
+
     def _hybrid(self, roots: Roots, scale: Scale) -> tuple[Roots, Scale]:
         assert self.tape is not None
         passes = Passes(self.tape, Rows(0, len(self.x), len(self.x)), with_input=self.with_input)
-        t, seed, size = self._direction(passes, scale, retain_graph=True)
+        t, seed, size = self._direction(passes, scale, None, retain_graph=True)
         passes.tangents(t)
         factor, second = (1.0 if size is None else size) / seed, passes.sources + _at_weights(passes)
         if not self.with_loss:
             return second, factor
         return roots + [(edge, gradient * (factor * scale)) for edge, gradient in second], 1.0
 
-    def _direction(self, passes: Passes, scale: Scale, *, retain_graph: bool) -> tuple[Tensor, Scale, Tensor | None]:
+    def _direction(
+        self, passes: Passes, scale: Scale, of_others: Tensor | None, *, retain_graph: bool
+    ) -> tuple[Tensor, Scale, Tensor | None]:
         """The reverse pass, the penalties, and the direction ``w dP/dg`` [rows, ...] of the tangent pass.
+
+        Args:
+            of_others: the loss's gradient [N] in the logits, from which the reverse pass starts where there is no
+                penalty; None starts it as where there is one.
 
         Returns:
             The direction; the seed that the cotangents are multiplied by; and what the direction was divided by: its
             largest magnitude, if the forward ran in 16 bits, else None.
         """
-        seeds: list[Scale] = [1.0]
-        if torch.float16 in passes.tape.dtypes:
-            # What a scaler found room for, spread over the samples as a mean does. Without one, a power of two that
-            # leaves room on both sides, and the next if that was too much.
-            spread = 2.0 ** -math.ceil(math.log2(len(self.x)))
-            seeds = [2.0**8, 1.0, 2.0**-8]
-            if isinstance(scale, Tensor):
-                seeds = [(scale * spread).to(self.logits[0].dtype).float()]
-        for index, seed in enumerate(seeds):
-            last = index == len(seeds) - 1
-            g = passes.reverse(self._seeds(seed), retain_graph=retain_graph or not last)
+        scales = self._scales_of_seeds(passes.tape, scale)
+        for index, seed in enumerate(scales):
+            last = index == len(scales) - 1
+            g = passes.reverse(self._seeds(seed, of_others), retain_graph=retain_graph or not last)
             if last or g.isfinite().all():
                 break
         g = g if g.dim() > 1 else g.unsqueeze(1)
@@ -231,11 +245,26 @@ class Run:
         t = (g * factors.view(-1, *[1] * len(dims))).reshape(-1, *self.x.shape[1:])
         return t.to(self.x.dtype), seed, size
 
-    def _seeds(self, seed: Scale) -> list[Tensor]:
+    def _scales_of_seeds(self, tape: Tape, scale: Scale) -> list[Scale]:
+        """What to multiply the seeds of the reverse pass by; the next one, if with the last something overflows."""
+        if torch.float16 not in tape.dtypes:
+            return [1.0]
+        if isinstance(scale, Tensor):
+            # what a scaler found room for, spread over the samples as a mean does
+            spread = 2.0 ** -math.ceil(math.log2(len(self.x)))
+            return [(scale * spread).to(self.logits[0].dtype).float()]
+        # powers of two that leave room on both sides
+        return [2.0**8, 1.0, 2.0**-8]
+
+    def _seeds(self, scale: Scale, of_others: Tensor | None = None) -> list[Tensor]:
         """The cotangents of the logits: of sum_i D(x_i), over the penalised samples where samples may be mixed."""
-        seeds = [cotangent * seed for cotangent in self.cotangents]
+        seeds = [cotangent * scale for cotangent in self.cotangents]
         start, stop = self.penalised
-        if self.way != "closed form":
+        if of_others is not None:
+            (seed,) = seeds
+            parts = of_others[:start], seed.flatten()[start:stop], of_others[stop:]
+            seeds = [torch.cat(parts).to(seed.dtype).view_as(seed)]
+        elif self.way != "closed form":
             for tensor in seeds:
                 if tensor.dim() and len(tensor) == len(self.x):
                     tensor[:start] = 0

@@ -10,6 +10,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from torch import Tensor
+
 if TYPE_CHECKING:
     from gankernels.penalties.nodes import Node
 
@@ -19,6 +21,28 @@ class Samples(NamedTuple):
 
     axis: int
     repeat: int = 1
+
+
+class Rows:
+    """Some of the samples of a batch: ``count`` of ``total``, from ``start`` on."""
+
+    def __init__(self, start: int, count: int, total: int) -> None:
+        self.start, self.count, self.total = start, count, total
+        self.all = count == total
+
+    def others(self) -> Rows | None:
+        """The samples that these are not, if there are any and they stand beside each other."""
+        stop = self.start + self.count
+        if self.all or (self.start > 0 and stop < self.total):
+            return None
+        return Rows(0 if self.start else stop, self.total - self.count, self.total)
+
+    def of(self, tensor: Tensor, samples: Samples | None) -> Tensor:
+        """Their part of a tensor of all samples."""
+        if self.all:
+            return tensor
+        assert samples is not None
+        return tensor.narrow(samples.axis, self.start * samples.repeat, self.count * samples.repeat)
 
 
 def reshaped(shape: Sequence[int], samples: Samples, new: Sequence[int]) -> Samples | None:

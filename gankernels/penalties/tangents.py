@@ -1,8 +1,6 @@
-"""The tangents and weight gradients of the ops of :mod:`gankernels.penalties.rules`, one function for each kind of op.
+"""The tangents of the ops of :mod:`gankernels.penalties.rules`, one function for each kind of op.
 
-Each maps the tangents of its inputs to those of its outputs, and adds the gradients of its effective weights, with the
-mixed input ``m = a_i p + w t`` and the cotangent c of the output (:mod:`gankernels.penalties.closed_form`). At kinks,
-tangents pass where autograd passes gradients.
+Each maps the tangents of its inputs to those of its outputs. At kinks, tangents pass where autograd passes gradients.
 """
 
 from __future__ import annotations
@@ -13,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gankernels.ops.bias_act.op import saved_for_backward
 from gankernels.ops.conv_transpose2d import fused
-from gankernels.penalties.nodes import Node, Variable, call, depends
+from gankernels.penalties.gradients import bias_act_backward, factors_of_sum
+from gankernels.penalties.nodes import GEOMETRY, Variable, call, depends
 
 if TYPE_CHECKING:
-    from gankernels.penalties.closed_form import At
+    from gankernels.penalties.at import At
 
 aten = torch.ops.aten
 
@@ -59,17 +57,11 @@ def dropout(at: At) -> list[Tensor | None]:
 
 
 def add(of_self: int, of_other: int) -> Callable[[At], Tensor]:
-    """Sums of self and other, either of which may be a constant or a weight; alpha belongs to the subtrahend."""
+    """Sums of self and other, either of which may be a constant or a weight."""
 
     def tangent(at: At) -> Tensor:
-        alpha = at.get("alpha", 1)
-        factors = {"self": of_self * (alpha if of_self < 0 else 1), "other": of_other * (1 if of_self < 0 else alpha)}
-        terms = []
-        for name, factor in factors.items():
-            if isinstance(at[name], Variable):
-                terms.append(_scaled(at.t(name), factor))
-            elif at.wants(name):
-                at.give(name, at.scaled_cotangent(), factor)
+        factors = factors_of_sum(at, of_self, of_other)
+        terms = [_scaled(at.t(name), factor) for name, factor in factors.items() if isinstance(at[name], Variable)]
         return sum(terms[1:], terms[0]).expand(at.shape)
 
     return tangent
@@ -77,63 +69,29 @@ def add(of_self: int, of_other: int) -> Callable[[At], Tensor]:
 
 def mul(at: At) -> Tensor:
     name, other = ("self", "other") if isinstance(at["self"], Variable) else ("other", "self")
-    if at.wants(other):
-        at.give(other, at.cotangent() * at.mixed(name))
     return at.t(name) * at.constant(at[other])
 
 
 def div(at: At) -> Tensor:
-    other = at["other"]
-    if at.wants("other"):
-        # d(z / v) / dv = -z / v^2
-        at.give("other", -at.cotangent() * at.mixed("self") / (other * other))
-    return at.t("self") / at.constant(other)
+    return at.t("self") / at.constant(at["other"])
 
 
 def cat(at: At) -> Tensor:
-    dim, start = at["dim"] % len(at.node.result.shape), 0
-    for item in at["tensors"]:
-        c = at.scaled_cotangent() if isinstance(item, Tensor) and item.requires_grad else None
-        if c is not None:
-            at.add_gradient(item, c.narrow(dim, start, item.shape[dim]))
-        start += item.shape[dim]
-    return torch.cat(at.t("tensors"), dim)
+    return torch.cat(at.t("tensors"), at["dim"])
 
 
 # ---- Convolutions and matrix products ----
 
 
-_GEOMETRY = ("stride", "padding", "dilation", "transposed", "output_padding", "groups")
-
-
 def convolution(at: At) -> Tensor:
     """ATen's."""
-    geometry = [at[name] for name in _GEOMETRY]
-    if at.wants("weight"):
-        at.give("weight", _weight_gradient(at.cotangent(), at.mixed("input"), at["weight"], geometry))
-    if at.wants("bias"):
-        at.give("bias", at.channel_sums(at.cotangent()))
-    at.release()
-    return aten.convolution(at.t("input"), at["weight"], None, *geometry)
-
-
-def _weight_gradient(c: Tensor, x: Tensor, weight: Tensor, geometry: list[Any]) -> Tensor:
-    """That of a convolution of any dimension; of two, by our op, which knows a faster way for some."""
-    if weight.dim() == 4:
-        gradient, _ = torch.ops.gankernels_library.convolution_weight_gradient(c, x, weight.shape, False, *geometry)
-        return gradient
-    return aten.convolution_backward(c, x, weight, None, *geometry, [False, True, False])[1]
+    return aten.convolution(at.t("input"), at["weight"], None, *(at[name] for name in GEOMETRY))
 
 
 def library_convolution(at: At) -> Tensor:
     """That of :mod:`gankernels.ops._convolution`."""
-    ops, geometry = torch.ops.gankernels_library, [at[name] for name in _GEOMETRY]
-    if at.wants("weight"):
-        at.give("weight", _weight_gradient(at.cotangent(), at.mixed("x"), at["weight"], geometry))
-    if at.wants("bias"):
-        at.give("bias", at.channel_sums(at.cotangent()))
-    at.release()
-    return ops.convolution(at.t("x"), at["weight"], None, *geometry)
+    ops = torch.ops.gankernels_library
+    return ops.convolution(at.t("x"), at["weight"], None, *(at[name] for name in GEOMETRY))
 
 
 def triton_transposed_convolution(at: At) -> Tensor:
@@ -141,15 +99,6 @@ def triton_transposed_convolution(at: At) -> Tensor:
     ops: Any = torch.ops.gankernels_triton
     activation, slope, by = at["activation"], at["slope"], at["weight_gradient"]
     geometry = [at[name] for name in ("stride", "padding", "output_padding")]
-    if at.wants("weight") or at.wants("bias"):
-        y = None if activation == "none" else at.value("result", all_rows=True)
-        dz, _ = fused.gated(ops, at.cotangent(), y, activation, slope)
-        if at.wants("weight"):
-            at.give("weight", fused.weight_gradient(ops, by, dz, at.mixed("x"), at["weight"].shape, geometry))
-        if at.wants("bias"):
-            at.give("bias", at.channel_sums(dz))
-        del dz
-    at.release()
     t = ops.conv_transpose2d_forward(at.t("x"), at["weight"], None, *geometry, "none", 0.0, by)
     return fused.gated(ops, t, None if activation == "none" else at.value("result"), activation, slope)[0]
 
@@ -161,17 +110,11 @@ def product(left: str, right: str, added: str | None = None) -> Callable[[At], T
         alpha, beta = at.get("alpha", 1), at.get("beta", 1)
         terms = []
         if isinstance(at[left], Variable):
-            if at.wants(right):
-                at.give(right, at.mixed(left).mT @ at.cotangent(), alpha)
             terms.append(_scaled(at.t(left) @ at.matrices(right), alpha))
         elif isinstance(at[right], Variable):
-            if at.wants(left):
-                at.give(left, at.cotangent() @ at.mixed(right).mT, alpha)
             terms.append(_scaled(at.matrices(left) @ at.t(right), alpha))
         if added is not None and isinstance(at[added], Variable):
             terms.append(_scaled(at.t(added), beta))
-        elif added is not None and at.wants(added):
-            at.give(added, at.scaled_cotangent(), beta)
         return sum(terms[1:], terms[0]).expand(at.shape)
 
     return tangent
@@ -182,6 +125,16 @@ def _scaled(tensor: Tensor, factor: float) -> Tensor:
 
 
 # ---- Kinks ----
+
+
+def leaky_relu(at: At) -> Tensor:
+    (kept,) = at.node.keeps
+    return aten.leaky_relu_backward(at.t("self"), at.value(kept), at["negative_slope"], kept == "result")
+
+
+def hardtanh(at: At) -> Tensor:
+    (kept,) = at.node.keeps
+    return aten.hardtanh_backward(at.t("self"), at.value(kept), at["min_val"], at["max_val"])
 
 
 def clamp(at: At) -> Tensor:
@@ -195,8 +148,6 @@ def clamp(at: At) -> Tensor:
 
 
 def prelu(at: At) -> Tensor:
-    if at.wants("weight"):
-        at.give("weight", at.cotangent() * at.mixed("self") * (at.value("self", all_rows=True) <= 0))
     return torch.where(at.value("self") > 0, at.t("self"), at.constant(at["weight"]) * at.t("self"))
 
 
@@ -246,24 +197,5 @@ def max_pool(at: At) -> list[Tensor | None]:
 
 
 def bias_act(at: At) -> Tensor:
-    backward = getattr(torch.ops, at.node.op.namespace).bias_act_backward
-    formula = [at[name] for name in ("activation", "slope", "gain", "clamp", "dim")]
-    # as its own backward: from nothing, from y where that has the sign of x + bias, else from x and bias
-    saved = {"nothing": None, "y": "result", "x": "x"}[saved_for_backward(*formula[:4])]
-    bias = at["bias"] if saved == "x" else None
-    if at.wants("bias") and at.node["x"].wants_sums:
-        at.give("bias", at.channel_sums_at("x"))
-    elif at.wants("bias"):
-        c = at.scaled_cotangent()
-        if c is not None:
-            at.give(
-                "bias",
-                backward(c.to(at.node["x"].dtype), saved and at.value(saved, all_rows=True), bias, *formula, True)[1],
-            )
-    return backward(at.t("x"), saved and at.value(saved), bias, *formula, False)[0]
-
-
-def kept_for_bias_act(node: Node) -> tuple[str, ...]:
-    """The argument or result whose numbers :func:`bias_act` needs."""
-    saved = saved_for_backward(*(node[name] for name in ("activation", "slope", "gain", "clamp")))
-    return {"nothing": (), "y": ("result",), "x": ("x",)}[saved]
+    backward, saved, bias, formula = bias_act_backward(at)
+    return backward(at.t("x"), saved, bias, *formula, False)[0]

@@ -39,6 +39,16 @@ class Tape:
         """The nodes outside the class, each as ``"path (type): reason"``."""
         return [f"{self.where(node)}: {node.outside}" for node in self.nodes if node.outside]
 
+    def bytes_kept(self) -> tuple[int, int, int]:
+        """Of the numbers on the tape, of the cotangents that will be, and of the effective weights' gradients."""
+        variables = {output for node in self.nodes for output in node.outputs if output is not None}
+        weights = {id(w): w.nbytes for node in self.nodes for w in node.weights}
+        numbers, cotangents = (
+            (v for v in variables if v.numbers is not None),
+            (v for v in variables if v.wants_cotangent),
+        )
+        return sum(v.bytes for v in numbers), sum(v.bytes for v in cotangents), sum(weights.values())
+
     def where(self, node: Node) -> str:
         """The module that ran a node, as ``"blocks.3.norm (BatchNorm2d)"``."""
         if node.module is None:
@@ -96,6 +106,7 @@ def finish(tape: Tape, known: Known, *, with_loss: bool) -> None:
     tape.dtypes = frozenset(output.dtype for node in nodes for output in node.outputs if output is not None)
     _refuse_hidden_paths(tape)
     _want_cotangents(tape, with_loss=with_loss)
+    _keep_once(tape, with_loss=with_loss)
 
 
 def _refuse_hidden_paths(tape: Tape) -> None:
@@ -110,6 +121,24 @@ def _refuse_hidden_paths(tape: Tape) -> None:
     if depend(weight for node in tape.nodes for weight in node.weights):
         node = next(node for node in tape.nodes if depend(node.weights))
         raise TapeError(f"{tape.where(node)}: an operand of {node.name} comes from a custom autograd.Function")
+
+
+def _keep_once(tape: Tape, *, with_loss: bool) -> None:
+    """Drop the inputs of kinks that the outputs tell as well, where these are kept for others."""
+    users: collections.Counter[Variable] = collections.Counter()
+    for node in tape.nodes:
+        if node.rule is None:
+            users.update(node.variables)
+        else:
+            names = node.keeps + node.rule.mixed(node, with_loss=with_loss)
+            users.update(node.result if name == "result" else node[name] for name in names if name != "indices")
+        users.update(output.made_of for output in node.outputs if output is not None and output.made_of is not None)
+    for node in tape.nodes:
+        if node.rule is not None and node.rule.either and node.keeps == ("self",) and node.result.numbers is not None:
+            node.keeps = ("result",)
+            users[node["self"]] -= 1
+            if not users[node["self"]]:
+                node["self"].numbers = None
 
 
 def _want_cotangents(tape: Tape, *, with_loss: bool) -> None:

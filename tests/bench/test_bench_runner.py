@@ -24,6 +24,7 @@ from gankernels.bench.declarations import ALL
 from gankernels.bench.patience import patience
 from gankernels.bench.problem import Problem
 from gankernels.bench.rows import COLUMNS
+from gankernels.bench.timing import Times
 from gankernels.errors import InputError
 
 CEILINGS = Ceilings("cpu", [(1e6, 20e9)], {"float32": 1e11, "bfloat16": 1e11}, launch=1e-6, launch_outside=1e-6)
@@ -244,7 +245,14 @@ def test_a_step_is_compared_by_what_it_returns():
     ("benchmark_of", "mode"),
     [pytest.param(b, mode, id=f"{b.op}-{mode}") for b in ALL for mode in b.modes if mode != FORWARD],
 )
-def test_our_kernels_are_found_correct(benchmark_of, mode):
+def test_our_kernels_are_found_correct(benchmark_of, mode, monkeypatch):
+    def called_once(contenders, *_, **__):
+        for contender in contenders.values():
+            contender(0)
+        return dict.fromkeys(contenders, Times(1.0, 1.0, 1.0))
+
+    # The network's own shapes take up to a second a call, and their times are not looked at.
+    monkeypatch.setattr(contest, "interleave", called_once)
     smallest = min(benchmark_of.cases, key=lambda case: (benchmark_of.flops(case, mode), case.passes(1, 1)))
     rows = measure(
         Benchmark(**(vars(benchmark_of) | {"cases": [smallest], "modes": [mode], "dtypes": benchmark_of.dtypes[-1:]}))

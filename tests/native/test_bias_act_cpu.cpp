@@ -69,21 +69,11 @@ void check_all(const Cpu& device) {
   check_special_values<T>(device);
 }
 
-const Build<cpu::Table> kBuilds[] = {
-    {"baseline", &cpu::baseline::table, gankernels::cpu::Isa::kBaseline},
-#if defined(GANKERNELS_X86)
-    {"wide", &cpu::wide::table, gankernels::cpu::Isa::kAvx2},
-    {"avx2", &cpu::avx2::table, gankernels::cpu::Isa::kAvx2},
-    {"avx512", &cpu::avx512::table, gankernels::cpu::Isa::kAvx512},
-#else
-    {"wide", &cpu::wide::table, gankernels::cpu::Isa::kBaseline},
-#endif
-};
-
 }  // namespace
 
 int main(int count, char** arguments) {
-  return check_build(count, arguments, kBuilds, [](const auto& table) {
+  using namespace gankernels::bias_act::cpu;
+  return check_build<baseline::table, wide::table, avx2::table, avx512::table>(count, arguments, [](const auto& table) {
     const Cpu device(table);
     check_all<float>(device);
     check_all<double>(device);

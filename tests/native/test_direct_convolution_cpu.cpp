@@ -1,15 +1,12 @@
-// The CPU's direct convolution, one instruction set a run, held against the definition in double.
+// The CPU's direct convolution, one instruction set a run, held against the definition.
 // Usage: test_direct_convolution_cpu baseline|wide|avx2|avx512
 #include <cstring>
-#include <random>
-#include <vector>
 
 #include "../../csrc/cpu/direct_convolution.h"
+#include "convolutions.h"
 #include "cpu_builds.h"
-#include "cuda_shim/guarded.h"
 
 namespace cpu = gankernels::direct_convolution::cpu;
-using cuda_shim::Guarded;
 
 namespace gankernels::direct_convolution::cpu::wide {
 extern const Kernel kernel;
@@ -17,16 +14,7 @@ extern const Kernel kernel;
 
 namespace {
 
-struct Case {
-  const char* what;
-  cpu::Problem problem;
-};
-
-cpu::Axis axis(int64_t in, int64_t taps, int64_t stride = 1, int64_t padding = 0, int64_t dilation = 1) {
-  return {(in + 2 * padding - dilation * (taps - 1) - 1) / stride + 1, in, taps, stride, padding, dilation};
-}
-
-const Case kCases[] = {
+const Case<cpu::Problem> kCases[] = {
     {"one of everything", {1, 1, 1, 1, axis(1, 1), axis(1, 1)}},
     {"3x3 in groups of 16", {3, 3, 16, 16, axis(9, 3, 1, 1), axis(8, 3, 1, 1)}},
     {"3x3 in groups of odd numbers", {2, 5, 3, 7, axis(5, 3, 1, 1), axis(7, 3, 1, 1)}},
@@ -49,39 +37,35 @@ const Case kCases[] = {
     {"so many inputs that a block is a row", {2, 1, 9000, 6, axis(2, 1), axis(9, 1)}},
 };
 
-// y in double, and the same over absolute values.
-void define(const cpu::Problem& p, const Guarded<float>& x, const Guarded<float>& weight, const float* bias,
-            std::vector<double>& value, std::vector<double>& size) {
+std::vector<Bounded> define(const cpu::Problem& p, const Guarded<float>& x, const Guarded<float>& weight,
+                            const float* bias) {
+  std::vector<Bounded> y(p.samples * p.rows.out * p.columns.out * p.groups * p.outputs);
   const int64_t taps = p.rows.taps * p.columns.taps, outputs = p.groups * p.outputs;
-  for (size_t at = 0; at < value.size(); ++at) {
+  for (size_t at = 0; at < y.size(); ++at) {
     const int64_t o = static_cast<int64_t>(at) % outputs, j = static_cast<int64_t>(at) / outputs % p.columns.out,
                   i = static_cast<int64_t>(at) / outputs / p.columns.out % p.rows.out,
                   n = static_cast<int64_t>(at) / outputs / p.columns.out / p.rows.out;
-    value[at] = bias ? bias[o] : 0, size[at] = std::fabs(value[at]);
+    y[at] = bias ? bias[o] : 0;
     for (int64_t tap = 0; tap < taps; ++tap) {
       const int64_t row = p.rows.stride * i + p.rows.dilation * (tap / p.columns.taps) - p.rows.padding,
                     column = p.columns.stride * j + p.columns.dilation * (tap % p.columns.taps) - p.columns.padding;
       if (row < 0 || row >= p.rows.in || column < 0 || column >= p.columns.in) continue;
       const float* pixel =
           x.data() + (((n * p.rows.in + row) * p.columns.in + column) * p.groups + o / p.outputs) * p.inputs;
-      for (int64_t c = 0; c < p.inputs; ++c) {
-        const double product = double(pixel[c]) * double(weight.data()[(o * p.inputs + c) * taps + tap]);
-        value[at] += product, size[at] += std::fabs(product);
-      }
+      for (int64_t c = 0; c < p.inputs; ++c)
+        y[at] += double(pixel[c]) * double(weight[(o * p.inputs + c) * taps + tap]);
     }
   }
+  return y;
 }
 
-void check_case(const cpu::Kernel& kernel, const Case& k) {
+void check_case(const cpu::Kernel& kernel, const Case<cpu::Problem>& k) {
   const cpu::Problem& p = k.problem;
   const int64_t taps = p.rows.taps * p.columns.taps, rows = p.samples * p.rows.out, outputs = p.groups * p.outputs;
   // 8 bytes past a line of the cache.
   Guarded<float> x(p.samples * p.rows.in * p.columns.in * p.groups * p.inputs, 2), weight(outputs * p.inputs * taps),
       turned(weight.size()), bias(outputs, 1), y(rows * p.columns.out * outputs, 1), in_parts(y.size(), 2);
-  std::mt19937 bits(static_cast<unsigned>(x.size()));
-  for (auto* from : {&x, &weight, &bias})
-    for (size_t i = 0; i < from->size(); ++i)
-      (*from)[i] = static_cast<float>(static_cast<int>(bits() % 4095) - 2047) / 1024.0f;
+  fill({&x, &weight, &bias}, x.size());
 
   // The weight as [outputs, inputs, KH, KW], and as [KH, KW, inputs, outputs] with its taps in reverse.
   const int64_t panels = kernel.panels(p), panel = cpu::panel_size(kernel, p);
@@ -107,30 +91,17 @@ void check_case(const cpu::Kernel& kernel, const Case& k) {
         kernel.pass({p, x.data(), packed.data(), b, in_parts.data()}, rows * i / count, rows * (i + 1) / count);
       CHECK(std::memcmp(y.data(), in_parts.data(), y.size() * sizeof(float)) == 0, "%s", k.what);
     }
-    std::vector<double> value(y.size()), size(y.size());
-    define(p, x, weight, b, value, size);
-    for (size_t i = 0; i < y.size(); ++i)
-      CHECK(std::fabs(y[i] - value[i]) <= static_cast<double>(taps * p.inputs + 1) * 0x1p-24 * size[i],
-            "%s at %d: got %.9g, expected %.9g", k.what, static_cast<int>(i), static_cast<double>(y[i]), value[i]);
+    check_sums(k.what, y, define(p, x, weight, b), taps * p.inputs + 1);
   }
   CHECK(y.intact() && in_parts.intact() && packed.intact() && again.intact(), "%s", k.what);
 }
 
-const Build<cpu::Kernel> kBuilds[] = {
-    {"baseline", &cpu::baseline::kernel, gankernels::cpu::Isa::kBaseline},
-#if defined(GANKERNELS_X86)
-    {"wide", &cpu::wide::kernel, gankernels::cpu::Isa::kAvx2},
-    {"avx2", &cpu::avx2::kernel, gankernels::cpu::Isa::kAvx2},
-    {"avx512", &cpu::avx512::kernel, gankernels::cpu::Isa::kAvx512},
-#else
-    {"wide", &cpu::wide::kernel, gankernels::cpu::Isa::kBaseline},
-#endif
-};
-
 }  // namespace
 
 int main(int count, char** arguments) {
-  return check_build(count, arguments, kBuilds, [](const cpu::Kernel& kernel) {
-    for (const Case& k : kCases) check_case(kernel, k);
-  });
+  using namespace gankernels::direct_convolution::cpu;
+  const auto check = [](const Kernel& kernel) {
+    for (const auto& k : kCases) check_case(kernel, k);
+  };
+  return check_build<baseline::kernel, wide::kernel, avx2::kernel, avx512::kernel>(count, arguments, check);
 }

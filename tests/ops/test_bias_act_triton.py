@@ -6,20 +6,13 @@ A program costs the interpreter about a millisecond: the tiles are made small in
 
 from __future__ import annotations
 
-import os
-
-import numpy as np
 import pytest
 import torch
 
 from gankernels.ops import bias_act
+from implementations import triton_interprets
 
-triton = pytest.importorskip("triton", reason="triton is not installed")
-INTERPRETS = os.environ.get("TRITON_INTERPRET") == "1"
-if not INTERPRETS and not torch.cuda.is_available():
-    pytest.skip("needs TRITON_INTERPRET=1 or a CUDA device", allow_module_level=True)
-if INTERPRETS and triton.__version__.startswith("3.6.") and np.lib.NumpyVersion(np.__version__) >= "2.4.0":
-    pytest.skip("the interpreter of triton 3.6 needs numpy < 2.4", allow_module_level=True)
+INTERPRETS = triton_interprets()
 
 from gankernels.ops.bias_act import kernels  # noqa: E402  (imports triton)
 

@@ -7,7 +7,6 @@ chunks it makes the tiles small.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,14 +17,9 @@ from torch import Tensor
 
 from gankernels.ops import _layout
 from gankernels.ops.conditional_batch_norm import reference
-from implementations import interpreter_lacks
+from implementations import triton_interprets
 
-triton = pytest.importorskip("triton", reason="triton is not installed")
-INTERPRETS = os.environ.get("TRITON_INTERPRET") == "1"
-if not INTERPRETS and not torch.cuda.is_available():
-    pytest.skip("needs TRITON_INTERPRET=1 or a CUDA device", allow_module_level=True)
-if interpreter_lacks():
-    pytest.skip(interpreter_lacks(), allow_module_level=True)
+INTERPRETS = triton_interprets()
 
 from gankernels.ops.conditional_batch_norm import kernels, tiles  # noqa: E402  (they import triton)
 

@@ -7,7 +7,6 @@ program costs the interpreter some milliseconds: shapes are tiny, and tiles are 
 from __future__ import annotations
 
 import logging
-import os
 
 import numpy as np
 import pytest
@@ -20,13 +19,9 @@ import gankernels
 from gankernels import verification
 from gankernels.errors import ImplementationUnavailable
 from gankernels.ops import conv_transpose2d
+from implementations import triton_interprets
 
-triton = pytest.importorskip("triton", reason="triton is not installed")
-INTERPRETS = os.environ.get("TRITON_INTERPRET") == "1"
-if not INTERPRETS and not torch.cuda.is_available():
-    pytest.skip("needs TRITON_INTERPRET=1 or a CUDA device", allow_module_level=True)
-if INTERPRETS and triton.__version__.startswith("3.6.") and np.lib.NumpyVersion(np.__version__) >= "2.4.0":
-    pytest.skip("the interpreter of triton 3.6 needs numpy < 2.4", allow_module_level=True)
+INTERPRETS = triton_interprets()
 
 from gankernels.ops.conv_transpose2d import fused, kernels, launch, normalised, tiles  # noqa: E402  (import triton)
 

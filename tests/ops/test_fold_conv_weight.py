@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+import itertools
 
 import pytest
 import torch
 import torch.nn.functional as F
 from contracts import assert_one_schema
+from forked import on_lesser_processor
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
@@ -174,20 +173,15 @@ def test_same_bits_for_any_number_of_threads(resample):
 @needs_cpu
 @pytest.mark.parametrize("isa", ["baseline", "avx2"])
 def test_every_instruction_set(isa):
-    code = """
-import torch
-from gankernels.ops import fold_conv_weight
-torch.manual_seed(0)
-for dtype, tolerance in ((torch.float64, 1e-13), (torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float16, 4e-3)):
-    for layout in (torch.contiguous_format, torch.channels_last):
-        weight = torch.randn(19, 37, 3, 3).to(dtype).contiguous(memory_format=layout)
-        for resample in ("up", "down"):
-            got, want = (fold_conv_weight(weight, resample, impl=impl) for impl in ("cpu", "reference"))
-            torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance)
-"""
-    environment = os.environ | {"GANKERNELS_CPU_ISA": isa}
-    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+    on_lesser_processor(isa, _equal_to_reference)
+
+
+def _equal_to_reference() -> None:
+    dtypes = {torch.float64: 1e-13, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
+    for (dtype, tolerance), layout, resample in itertools.product(dtypes.items(), LAYOUTS, ("up", "down")):
+        weight = weight_of((19, 37, 3, 3), dtype=dtype, layout=layout)
+        got, want = (fold_conv_weight(weight, resample, impl=impl) for impl in ("cpu", "reference"))
+        torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance)
 
 
 # ---- The torch.library contract ----

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
+from forked import on_lesser_processor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from spectral_norms import WEIGHTS, Case, assert_equal, kernels, needs_cpu
@@ -189,7 +187,9 @@ def test_not_finite_stays_where_the_reference_has_it(device, impl):
 @needs_cpu
 @pytest.mark.parametrize("isa", ["baseline", "avx2"])
 def test_every_instruction_set(isa):
-    """The kernels of a lesser processor, in a process that is told to use them."""
-    code = "import spectral_norms as t; c = t.Case(); t.assert_equal(c.run('cpu'), c.run('reference'))"
-    environment = os.environ | {"GANKERNELS_CPU_ISA": isa, "PYTHONPATH": os.pathsep.join(sys.path)}
-    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=120)
+    on_lesser_processor(isa, _equal_to_reference)
+
+
+def _equal_to_reference() -> None:
+    case = Case()
+    assert_equal(case.run("cpu"), case.run("reference"))

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
+
+from gankernels.penalties.run import Run
 
 
 def conv(c_in: int, c_out: int, size: int = 3, **arguments) -> nn.Conv2d:
@@ -20,6 +24,11 @@ def critic(*middle: nn.Module, width: int = 8, after: int | None = None) -> nn.S
 
 def pictures(count: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
     return torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def taken_apart(apart: bool) -> contextlib.AbstractContextManager[object]:
+    """Decides, in the place of memory, when the gradients of samples without a penalty are taken."""
+    return mock.patch.object(Run, "_others_apart", lambda run, rows, scale: apart and rows.others() is not None)
 
 
 class Calls(nn.Module):

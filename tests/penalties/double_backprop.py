@@ -32,7 +32,7 @@ def penalty(
 
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "minimax": lambda r, f: -torch.log(torch.sigmoid(r)).mean() - torch.log(1 - torch.sigmoid(f)).mean(),
+    "minimax": lambda r, f: -F.logsigmoid(r).mean() - F.logsigmoid(-f).mean(),  # 1 - s(f) = s(-f)
     "non-saturating": lambda r, f: (
         F.binary_cross_entropy_with_logits(
             torch.cat([r, f]), torch.cat([torch.ones_like(r), torch.zeros_like(f)]), reduction="sum"

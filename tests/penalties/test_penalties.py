@@ -60,7 +60,7 @@ class Shared(nn.Module):
         return self.head(F.leaky_relu(self.frozen(h), 0.2).flatten(1))
 
 
-def test_shared_and_frozen_parameters_and_accumulation():
+def test_shared_and_frozen_parameters_and_accumulation(others):
     discriminator = Shared().double()
     twin = copy.deepcopy(discriminator)
     want = torch.zeros(())
@@ -91,7 +91,7 @@ def test_pictures_of_inference_mode_and_views():
         assert not x.requires_grad
 
 
-def test_gradients_do_not_share_memory_with_each_other():
+def test_gradients_do_not_share_memory_with_each_other(others):
     discriminator = critic()
     d_step(discriminator, pictures(2, torch.float32), pictures(2, torch.float32, seed=1))
     assert len({p.grad.data_ptr() for p in discriminator.parameters()}) == len(list(discriminator.parameters()))
@@ -142,7 +142,7 @@ class LabelPlane(nn.Module):
         return self.body(torch.cat([planes, x, self.learned.expand(len(x), -1, -1, -1)], 1))
 
 
-def test_concatenated_labels():
+def test_concatenated_labels(others):
     discriminator = LabelPlane().double()
     twin, y = copy.deepcopy(discriminator), torch.tensor([0, 2, 2])
     real, fake = pictures(3), pictures(3, seed=1)
@@ -189,7 +189,7 @@ OURS = {
 
 @pytest.mark.parametrize("name", OURS)
 @pytest.mark.parametrize("penalty", ["r1", "wgan-gp"])
-def test_our_convolutions_are_in_the_class(name, penalty):
+def test_our_convolutions_are_in_the_class(name, penalty, others):
     torch.manual_seed(0)
     layers = gankernels.nn.Conv2d(3, 6, 3, padding=1), nn.LeakyReLU(0.2), OURS[name](), nn.Flatten(), nn.LazyLinear(1)
     discriminator = nn.Sequential(*layers)

@@ -23,7 +23,7 @@ MIDDLE = {
 
 
 @pytest.mark.parametrize("name", MIDDLE)
-def test_bf16_autocast(name):
+def test_bf16_autocast(name, others):
     """At most twice the error of eager double backprop under the same autocast."""
     torch.manual_seed(2)
     discriminator = nn.Sequential(
@@ -69,7 +69,7 @@ def test_fp16_gradients_survive_where_double_backprop_loses_them():
     assert double.relative_error(got, want) < 0.01 < double.relative_error(eager, want)
 
 
-def test_gradient_scaler():
+def test_gradient_scaler(others):
     """Under autocast to fp16 the gradients carry the scaler's scale, and the step divides by it."""
     discriminator = critic()
     exact = copy.deepcopy(discriminator).double()

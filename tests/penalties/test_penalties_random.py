@@ -6,6 +6,7 @@ import copy
 
 import double_backprop as double
 import torch
+from critics import taken_apart
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from random_discriminators import CLASSES, discriminators
@@ -60,8 +61,9 @@ def test_penalty(drawn, kind, count):
     st.sampled_from(list(double.LOSSES)),
     st.sampled_from([None, "r1", "r2", "r1+r2", "wgan-gp", "wgan-lp"]),
     st.integers(1, 3),
+    st.booleans(),
 )
-def test_step(drawn, loss, penalty, count):
+def test_step(drawn, loss, penalty, count, apart):
     discriminator, shape = drawn
     twin = copy.deepcopy(discriminator)
     real, y = _pictures(count, shape, 0)
@@ -72,18 +74,19 @@ def test_step(drawn, loss, penalty, count):
         points = fake + alpha * (real - fake)
     exact = double.step(twin, real, fake, y, loss=loss, penalty=penalty, weight=2.5, points=points, target=0.3)
 
-    scalars = d_step(
-        discriminator,
-        real,
-        fake,
-        y,
-        loss=loss,
-        penalty=penalty,
-        weight=2.5,
-        method="fused",
-        target=0.3,
-        generator=torch.Generator().manual_seed(5),
-    )
+    with taken_apart(apart):
+        scalars = d_step(
+            discriminator,
+            real,
+            fake,
+            y,
+            loss=loss,
+            penalty=penalty,
+            weight=2.5,
+            method="fused",
+            target=0.3,
+            generator=torch.Generator().manual_seed(5),
+        )
     torch.testing.assert_close(torch.stack(scalars[:2]), torch.stack(exact), rtol=1e-10, atol=1e-12)
     want = double.gradient(exact[0] + 2.5 * exact[1], twin)
     assert double.relative_error(double.accumulated(discriminator), want) <= _TOLERANCE

@@ -15,8 +15,9 @@ from gankernels.nn import DownsampleConv2d
 from gankernels.ops import _resampled_convolution
 from gankernels.ops._box_filter import box_mean
 from gankernels.penalties import d_step
-from gankernels.penalties.closed_form import Passes, Rows
+from gankernels.penalties.closed_form import Passes
 from gankernels.penalties.recorder import record
+from gankernels.penalties.samples import Rows
 from gankernels.penalties.tape import TapeError
 
 
@@ -65,7 +66,7 @@ def drawn(count: int, seed: int = 0) -> Tensor:
 
 
 @pytest.mark.parametrize("middle", MIDDLES)
-def test_exact(middle):
+def test_exact(middle, others):
     d = discriminator(middle)
     twin, real, fake = copy.deepcopy(d), drawn(3), drawn(3, seed=1)
     method = "auto" if middle in OUTSIDE else "fused"

@@ -95,8 +95,9 @@ def _activate_backward(z, g, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr):
 
 
 @triton.jit
-def _store_sum(sums_ptr, quantity, row, rows, lanes, offs_c, C, offs_s, S):
-    tl.store(sums_ptr + (quantity * rows + row) * S + offs_s, tl.sum(lanes, 1), mask=offs_c < C)
+def _store_sums(sums_ptr, quantities, row, rows, offs_c, C, offs_s, S):
+    for q in tl.static_range(len(quantities)):
+        tl.store(sums_ptr + (q * rows + row) * S + offs_s, tl.sum(quantities[q], 1), mask=offs_c < C)
 
 
 @triton.jit
@@ -158,8 +159,7 @@ def _conditional_batch_norm_statistics_kernel(
         mean += delta * (1.0 / tl.maximum(count, 1.0))
         m2 += tl.where(mask, delta * (x - mean), 0.0)
     count, mean, m2 = _union(count, mean, m2)
-    _store_sum(sums_ptr, 0, row, rows, mean, offs_c, C, offs_s, S)
-    _store_sum(sums_ptr, 1, row, rows, m2, offs_c, C, offs_s, S)
+    _store_sums(sums_ptr, (mean, m2), row, rows, offs_c, C, offs_s, S)
 
 
 @triton.jit

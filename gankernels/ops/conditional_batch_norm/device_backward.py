@@ -14,7 +14,7 @@ from gankernels.ops.conditional_batch_norm.device import (
     _load_sum,
     _pixels,
     _program,
-    _store_sum,
+    _store_sums,
     _z,
 )
 
@@ -40,8 +40,7 @@ def _conditional_batch_norm_backward_sums_kernel(
         dz = _activate_backward(_z(x_centered, scale, bias), dy, ACTIVATION, SLOPE)
         s0 += dz
         s1 += dz * x_centered
-    _store_sum(sums_ptr, 0, row, rows, s0, offs_c, C, offs_s, S)
-    _store_sum(sums_ptr, 1, row, rows, s1, offs_c, C, offs_s, S)
+    _store_sums(sums_ptr, (s0, s1), row, rows, offs_c, C, offs_s, S)
 
 
 @triton.jit

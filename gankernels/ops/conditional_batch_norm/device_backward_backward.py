@@ -15,7 +15,7 @@ from gankernels.ops.conditional_batch_norm.device import (
     _load_sum,
     _pixels,
     _program,
-    _store_sum,
+    _store_sums,
     _z,
 )
 
@@ -49,11 +49,7 @@ def _conditional_batch_norm_backward_backward_sums_kernel(
         t0 += ddx
         t1 += ddx * x_centered
         u += dz * ddx
-    _store_sum(sums_ptr, 0, row, rows, s0, offs_c, C, offs_s, S)
-    _store_sum(sums_ptr, 1, row, rows, s1, offs_c, C, offs_s, S)
-    _store_sum(sums_ptr, 2, row, rows, t0, offs_c, C, offs_s, S)
-    _store_sum(sums_ptr, 3, row, rows, t1, offs_c, C, offs_s, S)
-    _store_sum(sums_ptr, 4, row, rows, u, offs_c, C, offs_s, S)
+    _store_sums(sums_ptr, (s0, s1, t0, t1, u), row, rows, offs_c, C, offs_s, S)
 
 
 @triton.jit

@@ -231,27 +231,20 @@ def specialisations() -> Iterator[Specialisation]:
                 order = kernel.__name__.count("backward")
                 plan = tiles.plan_for(64, 192, 1024, dtype, channels_last, order)
                 given = {"EPS": 1e-5, "ACTIVATION": "lrelu", "SLOPE": 0.2, "BATCH_STATISTICS": True}
-                given |= {"BLOCK_CLASSES": tiles.CLASSES, "labels_ptr": None}
+                given |= {"BLOCK_CLASSES": tiles.CLASSES}
+                given |= {} if "of_classes_ptr" in kernel.arg_names else {"labels_ptr": None}
                 given |= plan.tile | tiles.SMALL | plan.small_tile if small else plan.tile
                 accumulator = "fp64" if type_ == "fp64" else "fp32"
-                signature = {
-                    name: "constexpr"
-                    if name in given
-                    else f"*{type_ if name in pixels else accumulator}"
-                    if name.endswith("_ptr")
-                    else "i32"
-                    for name in kernel.arg_names
-                }
-                if "of_classes_ptr" in signature:
-                    signature["labels_ptr"] = "*i64"
-                constexprs = {name: given[name] for name, t in signature.items() if t == "constexpr"}
-                yield Specialisation(kernel, signature, constexprs, tiles.OPTIONS)
+                pointers = dict.fromkeys(pixels, type_) | {"labels_ptr": "i64"}
+                found = Specialisation.of(kernel, given, tiles.OPTIONS, pointers, accumulator)
+                yield found
+                signature, constexprs = found.signature, found.constexprs
                 if signature.get("labels_ptr") == "constexpr" and channels_last and type_ in ("bf16", "fp64"):
                     with_labels = {name: value for name, value in constexprs.items() if name != "labels_ptr"}
-                    yield Specialisation(kernel, signature | {"labels_ptr": "*i64"}, with_labels, tiles.OPTIONS)
+                    yield found._replace(signature=signature | {"labels_ptr": "*i64"}, constexprs=with_labels)
                 if "PER_SAMPLE" in constexprs and channels_last and type_ in ("bf16", "fp64"):
-                    yield Specialisation(kernel, signature, constexprs | {"PER_SAMPLE": True}, tiles.OPTIONS)
+                    yield found._replace(constexprs=constexprs | {"PER_SAMPLE": True})
                 exact = signature | {"mean_ptr": "*fp64", "var_ptr": "*fp64"}
                 # As parts.py launches it.
                 if kernel is device._conditional_batch_norm_finish_statistics_kernel and exact != signature:
-                    yield Specialisation(kernel, exact, constexprs, tiles.OPTIONS)
+                    yield found._replace(signature=exact)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from torch import Tensor
 
 from gankernels import dispatch
 from gankernels.ops._registration import refuse_transforms, register_op
-from gankernels.ops._resampled_convolution import Padding, Route, checked, refuse_empty, route_of
+from gankernels.ops._resampled_convolution import checked, refuse_empty, route_of
 from gankernels.ops.conv2d_downsample import library, reference
 
 _OP = "conv2d_downsample"
@@ -72,42 +73,20 @@ def conv2d_downsample(
         )
     refuse_transforms(_OP, x, weight, *(() if bias is None else (bias,)))
     pixels = x.shape[0] * size[0] * size[1]
+    kernel_size, channels = (weight.shape[2], weight.shape[3]), weight.shape[0]
     chosen = route(
-        (weight.shape[2], weight.shape[3]),
-        call.padding,
-        pixels,
-        x.device.type,
-        channels=weight.shape[0],
-        channels_last=call.channels_last,
+        kernel_size, call.padding, pixels, x.device.type, channels=channels, channels_last=call.channels_last
     )
     return _ROUTES[chosen.name](call)
 
 
-def route(
-    kernel_size: tuple[int, int], padding: Padding, pixels: int, device: str, *, channels: int, channels_last: bool
-) -> Route:
-    """Which way a call goes, and why.
-
-    Args:
-        kernel_size: (KH, KW).
-        padding: (left, right, top, bottom).
-        pixels: of the output, over the batch.
-        device: the device type.
-        channels: of the output.
-        channels_last: the output's layout.
-    """
-    return route_of(
-        kernel_size,
-        padding,
-        pixels,
-        device,
-        channels=channels,
-        channels_last=channels_last,
-        small_side="a 1x1 convolution commutes with a mean",
-        boxed="means of 2x2 before a convolution of stride 2",
-        folded="one convolution of stride 2",
-    )
-
+#: Which way a call goes, and why: as :func:`route_of` says, where the small side is the output.
+route = partial(
+    route_of,
+    small_side="a 1x1 convolution commutes with a mean",
+    boxed="means of 2x2 before a convolution of stride 2",
+    folded="one convolution of stride 2",
+)
 
 _ROUTES = {"folded": library.folded, "boxed": library.boxed, "small side": library.small_side, "plain": library.plain}
 

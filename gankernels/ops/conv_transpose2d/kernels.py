@@ -188,14 +188,6 @@ _OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 def _specialisation(kernel: Any, given: dict[str, Any], type_: str, capability: int | None) -> Specialisation:
     accumulator = "fp64" if type_ == "fp64" else "fp32"
     pixels = ("x_ptr", "gate_ptr", "weight_ptr", "y_ptr", "dz_ptr", "dweight_ptr")
-    signature = {
-        name: "constexpr"
-        if name in given
-        else f"*{type_ if name in pixels else accumulator}"
-        if name.endswith("_ptr")
-        else "i32"
-        for name in kernel.arg_names
-    }
     options = {name: value for name, value in given.items() if name in _OPTIONS}
-    constexprs = {name: given[name] for name in signature if name in given}
-    return Specialisation(kernel, signature, constexprs, options, (capability,) if capability else (80, 90, 100))
+    found = Specialisation.of(kernel, given, options, dict.fromkeys(pixels, type_), accumulator)
+    return found._replace(capabilities=(capability,)) if capability else found

@@ -122,8 +122,4 @@ def specialisations() -> Iterator[Specialisation]:
         for taps in ((3, 4), (4, 3)):
             for up in (True, False):
                 given = _constexprs(up, taps, dtype) | _blocks(_BLOCK, _BLOCK)
-                signature = {
-                    name: "constexpr" if name in given else f"*{type_}" if name.endswith("_ptr") else "i32"
-                    for name in kernel.arg_names
-                }
-                yield Specialisation(kernel, signature, given, _OPTIONS)
+                yield Specialisation.of(kernel, given, _OPTIONS, {}, type_)

@@ -208,16 +208,7 @@ def specialisations() -> Iterator[Specialisation]:
         types |= dict.fromkeys(("dy_ptr", "y_ptr", "ddy_ptr"), output)
         for kernel in kernels:
             for second in (False, True) if "SECOND" in kernel.arg_names else (False,):
-                values = given | {"SECOND": second}
-                signature = {
-                    name: "constexpr"
-                    if name in values
-                    else f"*{types.get(name, accumulator)}"
-                    if name.endswith("_ptr")
-                    else "i32"
-                    for name in kernel.arg_names
-                }
-                constexprs = {name: values[name] for name, t in signature.items() if t == "constexpr"}
-                if (kernel, signature, constexprs) not in seen:  # kernels that see no weight are the same for many
-                    seen.append((kernel, signature, constexprs))
-                    yield Specialisation(kernel, signature, constexprs, _OPTIONS)
+                found = Specialisation.of(kernel, given | {"SECOND": second}, _OPTIONS, types, accumulator)
+                if found not in seen:  # kernels that see no weight are the same for many
+                    seen.append(found)
+                    yield found

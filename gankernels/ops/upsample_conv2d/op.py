@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from torch import Tensor
 
 from gankernels import dispatch
 from gankernels.ops._registration import refuse_transforms, register_op
-from gankernels.ops._resampled_convolution import Padding, Route, checked, refuse_empty, route_of
+from gankernels.ops._resampled_convolution import checked, refuse_empty, route_of
 from gankernels.ops.upsample_conv2d import library, reference
 
 _OP = "upsample_conv2d"
@@ -67,45 +68,21 @@ def upsample_conv2d(
         )
     refuse_transforms(_OP, x, weight, *(() if bias is None else (bias,)))
     pixels = x.shape[0] * x.shape[2] * x.shape[3]
+    kernel_size, channels = (weight.shape[2], weight.shape[3]), weight.shape[1]
     chosen = route(
-        (weight.shape[2], weight.shape[3]),
-        call.padding,
-        pixels,
-        x.device.type,
-        channels=weight.shape[1],
-        channels_last=call.channels_last,
+        kernel_size, call.padding, pixels, x.device.type, channels=channels, channels_last=call.channels_last
     )
     return _ROUTES[chosen.name](call)
 
 
-def route(
-    kernel_size: tuple[int, int], padding: Padding, pixels: int, device: str, *, channels: int, channels_last: bool
-) -> Route:
-    """Which way a call goes, and why.
-
-    Args:
-        kernel_size: (KH, KW).
-        padding: (left, right, top, bottom).
-        pixels: of x, over the batch.
-        device: the device type.
-        channels: of x.
-        channels_last: the output's layout.
-    """
-    too_wide = f"padding {max(padding)} makes rows of zeros that a transposed convolution cannot"
-    return route_of(
-        kernel_size,
-        padding,
-        pixels,
-        device,
-        channels=channels,
-        channels_last=channels_last,
-        small_side="a 1x1 convolution commutes with nearest x2",
-        boxed="sums of 2x2 behind a transposed convolution of stride 2",
-        folded="one transposed convolution of stride 2",
-        why_not=too_wide if max(padding) > kernel_size[0] - 1 else None,
-        can_box=max(padding) < kernel_size[0] - 1,
-    )
-
+#: Which way a call goes, and why: as :func:`route_of` says, where the small side is x.
+route = partial(
+    route_of,
+    small_side="a 1x1 convolution commutes with nearest x2",
+    boxed="sums of 2x2 behind a transposed convolution of stride 2",
+    folded="one transposed convolution of stride 2",
+    transposed=True,
+)
 
 _ROUTES = {"folded": library.folded, "boxed": library.boxed, "small side": library.small_side, "plain": library.plain}
 
