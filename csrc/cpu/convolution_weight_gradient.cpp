@@ -19,8 +19,8 @@ inline constexpr int64_t kColumns = 2 * kLanes<float>;
 
 // Pixels of small in a block: a panel of big's tap for them, kColumns wide, fills half of the first cache.
 inline constexpr int64_t kPixels = 256;
-// Numbers of small that are packed at a time: half of a core's second cache.
-inline constexpr int64_t kPacked = 65536;
+// Numbers of small that are packed at a time: three quarters of a core's second cache, for 384 channels to go at once.
+inline constexpr int64_t kPacked = 98304;
 // Pixels that go to all panels of small before the next ones do: so many that what a panel takes is some lines.
 inline constexpr int64_t kStrip = 16;
 
@@ -103,19 +103,19 @@ GK_INLINE int64_t list(const Blocking& blocking, const Block& block, int64_t k, 
   return count;
 }
 
-// Channels [first, first + count) of a block of small, in panels of kRows, pixel behind pixel.
+// `count` channels of a block of small, in panels of kRows, pixel behind pixel. A register is wider than
+// that: what it has besides, the next pixel overwrites, and behind a panel there is room for one.
 template <class T>
-GK_INLINE void pack_small(const T* small, int64_t channels, int64_t first, int64_t count, int64_t pixels, float* strip,
-                          float* to) {
+GK_INLINE void pack_small(const T* small, int64_t channels, int64_t count, int64_t pixels, float* strip, float* to) {
   for (int64_t begin = 0; begin < pixels; begin += kStrip) {
     const int64_t many = least(kStrip, pixels - begin);
     const float* from;
     int64_t stride;
     if constexpr (sizeof(T) == sizeof(float)) {
-      from = small + begin * channels + first, stride = channels;
+      from = small + begin * channels, stride = channels;
     } else {
       for (int64_t i = 0; i < many; ++i) {
-        const T* pixel = small + (begin + i) * channels + first;
+        const T* pixel = small + (begin + i) * channels;
         int64_t c = 0;
         for (; c + kLanes<float> <= count; c += kLanes<float>) store(strip + i * count + c, load<V>(pixel + c));
         for (; c < count; ++c) strip[i * count + c] = load<float>(pixel + c);
@@ -123,13 +123,13 @@ GK_INLINE void pack_small(const T* small, int64_t channels, int64_t first, int64
       from = strip, stride = count;
     }
     for (int64_t c = 0; c < count; c += kRows) {
-      float* panel = to + c * pixels + begin * kRows;
+      float* panel = to + c * (pixels + 1) + begin * kRows;
       const int64_t valid = least(kRows, count - c);
-      for (int64_t i = 0; i < many; ++i, panel += kRows) {
-        if (valid == kRows)
-          std::memcpy(panel, from + i * stride + c, kRows * sizeof(float));
-        else
-          for (int64_t r = 0; r < valid; ++r) panel[r] = from[i * stride + c + r];
+      if (count - c >= kLanes<float>) {
+        for (int64_t i = 0; i < many; ++i) store(panel + i * kRows, load<V>(from + i * stride + c));
+      } else {
+        for (int64_t i = 0; i < many; ++i)
+          for (int64_t r = 0; r < valid; ++r) panel[i * kRows + r] = from[i * stride + c + r];
       }
     }
   }
@@ -211,6 +211,34 @@ struct Channels {
   int64_t first, last;
 };
 
+// What is added at a time: the pixels of a block to some channels of a group.
+struct Piece {
+  Block block;
+  int64_t group;
+  Channels small, big;
+};
+
+// Rows of memory, one `step` bytes behind the other, that later tiles read.
+struct Ahead {
+  static constexpr int64_t kLine = 64;
+
+  const void* row;
+  int64_t rows, step, bytes, at = 0;
+
+  int64_t lines() const { return rows * ceil_div(bytes, kLine); }
+
+  // The next `count` lines of them, into the second cache: the first one is the tiles'.
+  GK_INLINE void fetch(int64_t count) {
+    for (; rows > 0 && count > 0; --count) {
+      __builtin_prefetch(static_cast<const char*>(row) + at, 0, 2);
+      at += kLine;
+      if (at < bytes) continue;
+      row = static_cast<const char*>(row) + step;
+      at = 0, --rows;
+    }
+  }
+};
+
 // What a thread works in.
 template <class T>
 class Gradient {
@@ -223,7 +251,7 @@ class Gradient {
         taps_(p_.rows.taps * p_.columns.taps),
         block_pixels_(blocking_.per_block * p_.columns.out),
         chunk_(chunk(least(parts.channels, p_.channels), block_pixels_)),
-        small_(chunk_ * block_pixels_),
+        small_(chunk_ * (block_pixels_ + 1)),
         big_(blocking_.big_size()),
         strip_(sizeof(T) == sizeof(float) ? 1 : kStrip * chunk_),
         pixels_(taps_ * block_pixels_),
@@ -231,13 +259,15 @@ class Gradient {
 
   // Parts [begin, end), all in step: neighbouring groups are neighbours in memory.
   void parts(int64_t begin, int64_t end) {
-    for (int64_t first = 0; first < least(parts_.channels, p_.channels); first += chunk_)
+    for (int64_t offset = 0; offset < least(parts_.channels, p_.channels); offset += chunk_)
       for (int64_t row = 0; row < blocking_.rows; row += blocking_.per_block) {
-        const Block block = {row, least(blocking_.rows, row + blocking_.per_block)};
+        const Block block = {row, least(blocking_.rows, row + blocking_.per_block)},
+                    next = {block.last, least(blocking_.rows, block.last + blocking_.per_block)};
         for (int64_t tap = 0; tap < taps_; ++tap)
           counts_.get()[tap] =
               list(blocking_, block, tap / p_.columns.taps, tap % p_.columns.taps, pixels_.get() + tap * block_pixels_);
-        for (int64_t part = begin; part < end; ++part) chunk_of(part, first, block);
+        for (int64_t part = begin; part < end; ++part)
+          add(piece(block, part, offset), part + 1 < end ? piece(block, part + 1, offset) : piece(next, begin, offset));
       }
   }
 
@@ -248,36 +278,64 @@ class Gradient {
     return ceil_div(ceil_div(channels, chunks), kRows) * kRows;
   }
 
-  // The channels of a part from its number `offset` on that go at a time.
-  GK_INLINE void chunk_of(int64_t part, int64_t offset, const Block& block) {
+  // The channels of a part from its number `offset` on that go at a time, with the pixels of a block.
+  GK_INLINE Piece piece(const Block& block, int64_t part, int64_t offset) const {
     const int64_t group = part / parts_.in_group, in_group = part % parts_.in_group;
     const int64_t first = in_group / parts_.across * parts_.channels, begin = first + offset,
                   end = least(least(p_.channels, first + parts_.channels), begin + chunk_);
     const int64_t big = in_group % parts_.across * parts_.big_channels;
-    if (begin < end) add(block, group, {begin, end}, {big, least(p_.big_channels, big + parts_.big_channels)});
+    return {block, group, {begin, end}, {big, least(p_.big_channels, big + parts_.big_channels)}};
   }
 
-  GK_INLINE void add(const Block& block, int64_t group, const Channels& small, const Channels& big) {
-    const int64_t first_pixel = block.first * p_.columns.out, count = block.last * p_.columns.out - first_pixel;
+  GK_INLINE const T* small_at(const Piece& piece) const {
+    return static_cast<const T*>(args_.small) + piece.block.first * p_.columns.out * p_.groups * p_.channels +
+           piece.group * p_.channels + piece.small.first;
+  }
+
+  // Channels from c on of the rows of big that a piece sees.
+  GK_INLINE Ahead big_ahead(const Piece& piece, int64_t c) const {
+    const int64_t channels = p_.groups * p_.big_channels;
+    int64_t first = 0, last = 0;
+    blocking_.sections(piece.block, [&](const Section& s) GK_LAMBDA_INLINE {
+      if (first == last) first = s.sample * p_.rows.in + s.big_first;
+      last = s.sample * p_.rows.in + s.big_last;
+    });
+    return {static_cast<const T*>(args_.big) + first * p_.columns.in * channels + piece.group * p_.big_channels + c,
+            (last - first) * p_.columns.in, channels * int64_t{sizeof(T)}, kColumns * int64_t{sizeof(T)}};
+  }
+
+  GK_INLINE Ahead small_ahead(const Piece& piece) const {
+    return {small_at(piece), (piece.block.last - piece.block.first) * p_.columns.out,
+            p_.groups * p_.channels * int64_t{sizeof(T)}, (piece.small.last - piece.small.first) * int64_t{sizeof(T)}};
+  }
+
+  // The tiles of a piece, while what the next one reads comes into the cache.
+  GK_INLINE void add(const Piece& piece, const Piece& next) {
+    const Channels &small = piece.small, &big = piece.big;
+    if (small.first >= small.last) return;
+    const int64_t first_pixel = piece.block.first * p_.columns.out,
+                  count = piece.block.last * p_.columns.out - first_pixel;
     const int64_t channels = p_.groups * p_.channels, stride = taps_ * p_.big_channels;
-    pack_small(static_cast<const T*>(args_.small) + first_pixel * channels, channels, group * p_.channels + small.first,
-               small.last - small.first, count, strip_.get(), small_.get());
-    float* const dw = args_.dw + (group * p_.channels + small.first) * stride;
+    pack_small(small_at(piece), channels, small.last - small.first, count, strip_.get(), small_.get());
+    float* const dw = args_.dw + (piece.group * p_.channels + small.first) * stride;
+    const int64_t tiles = ceil_div(small.last - small.first, kRows) * taps_;
+    Ahead next_small = small_ahead(next);
+    const int64_t small_lines = ceil_div(next_small.lines(), tiles * ceil_div(big.last - big.first, kColumns));
     for (int64_t c = big.first; c < big.last; c += kColumns) {
       const int64_t columns = least(kColumns, big.last - c);
-      pack_big(blocking_, block, static_cast<const T*>(args_.big), group * p_.big_channels + c, columns, big_.get());
+      pack_big(blocking_, piece.block, static_cast<const T*>(args_.big), piece.group * p_.big_channels + c, columns,
+               big_.get());
+      Ahead next_big = c + kColumns < big.last ? big_ahead(piece, c + kColumns) : big_ahead(next, next.big.first);
+      const int64_t big_lines = ceil_div(next_big.lines(), tiles);
       for (int64_t tap = 0; tap < taps_; ++tap)
-        panels(small.last - small.first, count, tap, dw + tap * p_.big_channels + c, columns, block.first == 0);
+        for (int64_t r = 0; r < small.last - small.first; r += kRows) {
+          next_small.fetch(small_lines);
+          next_big.fetch(big_lines);
+          AllTiles::of[least(kRows, small.last - small.first - r) - 1](
+              small_.get() + r * (count + 1), big_.get(), pixels_.get() + tap * block_pixels_, counts_.get()[tap],
+              dw + tap * p_.big_channels + c + r * stride, stride, columns, piece.block.first == 0);
+        }
     }
-  }
-
-  // One tap of a panel of big with all panels of small; `count` pixels are in these.
-  GK_INLINE void panels(int64_t channels, int64_t count, int64_t tap, float* dw, int64_t columns, bool is_first) {
-    const int64_t stride = taps_ * p_.big_channels;
-    for (int64_t c = 0; c < channels; c += kRows)
-      AllTiles::of[least(kRows, channels - c) - 1](small_.get() + c * count, big_.get(),
-                                                   pixels_.get() + tap * block_pixels_, counts_.get()[tap],
-                                                   dw + c * stride, stride, columns, is_first);
   }
 
   const Args& args_;

@@ -1,12 +1,14 @@
-// The convolution ops where the host's time would be felt: calls that are our own kernels', and those whose operands
-// are what ATen is to be given, go there at once. All others, and where a matrix product may be faster, go by the plan
-// in gankernels/ops/_convolution_library.py.
+// The convolution ops where the host's time would be felt: calls that are our own kernels', 1x1 that are a matrix
+// product as they stand, and those whose operands are what ATen is to be given, go there at once. All others, and where
+// another matrix product may be faster, go by the plan in gankernels/ops/_convolution_library.py.
 #include "convolution.h"
 
+#include <ATen/ops/addmm.h>
 #include <ATen/ops/convolution.h>
 #include <ATen/ops/convolution_backward.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_strided.h>
+#include <ATen/ops/mm.h>
 #include <torch/library.h>
 
 #include "autograd.h"
@@ -33,19 +35,18 @@ struct Small {
   explicit Small(at::IntArrayRef size) : samples(size[0]), pixels(size[0] * size[2] * size[3]) {}
 };
 
-// Whether a call is ATen's as it stands, and the layout of its result.
+// Whether a call's operands are as a library wants them, whether it is ATen's as it stands, and its result's layout.
 struct Call {
-  bool direct, channels_last;
+  bool channels_last, ready, direct;
 
   Call(const Tensor& a, const Tensor& b, const Small& small, int64_t weights, int64_t groups)
       : channels_last(prefers_channels_last(a) || prefers_channels_last(b)) {
     const bool full = a.scalar_type() == at::kFloat || a.scalar_type() == at::kDouble;
     const int64_t few = few_products / (small.pixels == small.samples ? 16 : 1);
-    direct =
-        a.numel() > 0 && b.numel() > 0 &&
-        (a.is_cpu() ? full && (groups > 1 || small.pixels * weights <= few) : full || channels_last || groups > 1) &&
-        a.strides() == at::IntArrayRef(strides_of(a.sizes(), channels_last)) &&
-        b.strides() == at::IntArrayRef(strides_of(b.sizes(), channels_last));
+    ready = a.numel() > 0 && b.numel() > 0 && (full || (!a.is_cpu() && (channels_last || groups > 1))) &&
+            a.strides() == at::IntArrayRef(strides_of(a.sizes(), channels_last)) &&
+            b.strides() == at::IntArrayRef(strides_of(b.sizes(), channels_last));
+    direct = ready && (!a.is_cpu() || groups > 1 || small.pixels * weights <= few);
   }
 };
 
@@ -74,6 +75,26 @@ std::array<int64_t, 4> output_size(at::IntArrayRef x, at::IntArrayRef weight, GA
   return size;
 }
 
+// Inputs from which a dense 1x1 on a CPU is a matrix product at once: past those of own_convolution's, where the
+// library takes up to half as long again for few pixels. gankernels/ops/_convolution_gemm.py has the same for the plan.
+constexpr int64_t kLeastInputs = 257;
+
+// `small` from `big`, or `big` from `small`, [*size], as one matrix product; none where that is not the way.
+std::optional<Tensor> product(const Call& call, const Tensor& picture, const Tensor& weight, const Optional& bias,
+                              at::IntArrayRef size, bool to_big, at::IntArrayRef stride, at::IntArrayRef padding,
+                              int64_t groups) {
+  // What does not fit together is the library's to complain of.
+  if (!picture.is_cpu() || !call.ready || !call.channels_last || groups > 1 || picture.size(1) < kLeastInputs ||
+      weight.size(2) * weight.size(3) * stride[0] * stride[1] != 1 || padding[0] + padding[1] != 0 ||
+      picture.scalar_type() != weight.scalar_type() || picture.size(1) != weight.size(to_big ? 0 : 1))
+    return std::nullopt;
+  const Exactly exactly;
+  const Tensor rows = picture.permute({0, 2, 3, 1}).reshape({-1, picture.size(1)}),
+               matrix = weight.view({weight.size(0), weight.size(1)}), factor = to_big ? matrix : matrix.t();
+  const Tensor y = bias ? at::addmm(*bias, rows, factor) : at::mm(rows, factor);
+  return laid_out(y.view({size[0], size[2], size[3], size[1]}).permute({0, 3, 1, 2}), /*channels_last=*/true);
+}
+
 Tensor convolution(const Tensor& x, const Tensor& weight, const Optional& bias, GANKERNELS_GEOMETRY) {
   static const auto plan = autograd::op<Convolution>("gankernels_library::planned_convolution");
   Small small(x.sizes());
@@ -82,7 +103,8 @@ Tensor convolution(const Tensor& x, const Tensor& weight, const Optional& bias, 
   if (call.channels_last) {
     const auto size =
         output_size(x.sizes(), weight.sizes(), stride, padding, dilation, transposed, output_padding, groups);
-    const auto y = own_convolution(x, weight, bias, size, /*to_big=*/transposed, stride, padding, dilation, groups);
+    auto y = own_convolution(x, weight, bias, size, /*to_big=*/transposed, stride, padding, dilation, groups);
+    if (!y) y = product(call, x, weight, bias, size, /*to_big=*/transposed, stride, padding, groups);
     if (y) return *y;
   }
   if (!call.direct) return plan.call(x, weight, bias, stride, padding, dilation, transposed, output_padding, groups);
@@ -96,8 +118,9 @@ Tensor input_gradient(const Tensor& dy, const Tensor& weight, c10::SymIntArrayRe
   const auto x_size = C10_AS_INTARRAYREF_SLOW(x_symbols);
   const Call call(dy, weight, Small(transposed ? x_size : dy.sizes()), weight.numel(), groups);
   if (call.channels_last) {
-    const auto dx =
+    auto dx =
         own_convolution(dy, weight, std::nullopt, x_size, /*to_big=*/!transposed, stride, padding, dilation, groups);
+    if (!dx) dx = product(call, dy, weight, std::nullopt, x_size, /*to_big=*/!transposed, stride, padding, groups);
     if (dx) return *dx;
   }
   if (!call.direct)

@@ -24,16 +24,24 @@ bool has_hardware(const char* query) {
   return op && op->typed<bool()>().call();
 }
 
+// Channels of both pictures from which a dense 1x1 in fp32, a single matrix product, is this kernel's: each number that
+// it packs is multiplied by that many.
+constexpr int64_t kLeastPointwise = 64;
+// But not with so many numbers of dw that they leave the second cache, and pixels for several passes over them.
+constexpr int64_t kVastGradient = 1 << 18, kManyPixels = 1024;
+
 // From measurements that docs/ops/conv2d.md names: without AVX-512, which was not measured; where big's channels fill
-// at least three quarters of the tiles; and in fp32 where the gradient is more than one matrix product over whole
-// pictures, which the library is as fast at.
+// at least three quarters of the tiles; and in fp32 not where the kernel lies on big once, which the library is as fast
+// at, nor a 1x1 of few channels, or of very many with many pixels.
 bool is_faster(const cpu::Problem& p, at::ScalarType dtype) {
   const Axis &y = p.rows, &x = p.columns;
   const bool is_pointwise = y.taps * x.taps * y.stride * x.stride == 1 && y.padding + x.padding == 0;
   const bool is_single = y.out * x.out == 1 && y.in == y.taps && x.in == x.taps;
+  const bool is_narrow = std::min(p.channels, p.big_channels) < kLeastPointwise;
+  const bool is_vast = p.channels * p.big_channels >= kVastGradient && p.samples * y.out * x.out >= kManyPixels;
   const int64_t tile = cpu::kernel().tile_big_channels, tiles = at::divup(p.big_channels, tile);
   return gankernels::cpu::isa() == gankernels::cpu::Isa::kAvx2 && 4 * p.big_channels >= 3 * tile * tiles &&
-         (dtype != at::kFloat || p.groups > 1 || !(is_pointwise || is_single));
+         (dtype != at::kFloat || p.groups > 1 || !(is_single || (is_pointwise && (is_narrow || is_vast))));
 }
 
 }  // namespace

@@ -56,7 +56,8 @@ def is_faster(
         return channels_last and (pointwise or (numbers >= 1 << least and share * pixels <= channels))
     if what == "small":
         least, share = (22, 4) if min(stride) > 1 else (23, 3)
-        return channels_last and numbers >= 1 << least and share * pixels <= channels
+        many = pointwise and weight_size[1] > 256
+        return channels_last and (many or (numbers >= 1 << least and share * pixels <= channels))
     if numbers >= 1 << (22 if channels_last else 23) and pixels <= 2 * channels:
         return True
     if not (_HAS_SLOW_WEIGHT_GRADIENT and channels_last):

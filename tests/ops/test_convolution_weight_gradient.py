@@ -97,8 +97,8 @@ def test_error_at_most_twice_eager(ours, stock, sizes, options, dtype, planned, 
 
 def test_blocks_of_pixels_and_of_channels(planned, poisoned):
     """More than a block of either, on every number of threads to the same bits."""
-    dy, x = torch.randn(5, 270, 17, 9), torch.randn(5, 37, 17, 9)
-    weight_size = (270, 37, 3, 3)
+    dy, x = torch.randn(5, 400, 17, 9), torch.randn(5, 37, 17, 9)
+    weight_size = (400, 37, 3, 3)
 
     def gradient(dy, x):
         geometry = ([1, 1], [1, 1], [1, 1], False, [0, 0], 1)
@@ -165,6 +165,10 @@ def test_the_rest_goes_by_the_plan(planned):
         ((2, 64, 8, 8), (32, 64, 4, 4), {"stride": 2, "padding": 1}, True),
         ((2, 64, 8, 8), (32, 64, 1, 1), {"stride": 2}, True),
         ((2, 64, 8, 8), (32, 64, 1, 1), {}, False),
+        ((2, 64, 8, 8), (64, 64, 1, 1), {}, True),
+        ((1, 512, 33, 31), (512, 512, 1, 1), {}, True),
+        ((1, 512, 32, 32), (512, 512, 1, 1), {}, False),
+        ((1, 496, 32, 32), (512, 496, 1, 1), {}, True),
         ((2, 64, 4, 4), (32, 64, 4, 4), {}, False),
         ((2, 3, 8, 8), (64, 3, 3, 3), {"padding": 1}, False),
         ((2, 20, 8, 8), (64, 20, 3, 3), {"padding": 1}, False),
