@@ -85,8 +85,9 @@ std::optional<Tensor> product(const Call& call, const Tensor& picture, const Ten
                               int64_t groups) {
   // What does not fit together is the library's to complain of.
   if (!picture.is_cpu() || !call.ready || !call.channels_last || groups > 1 || picture.size(1) < kLeastInputs ||
-      weight.size(2) * weight.size(3) * stride[0] * stride[1] != 1 || padding[0] + padding[1] != 0 ||
-      picture.scalar_type() != weight.scalar_type() || picture.size(1) != weight.size(to_big ? 0 : 1))
+      weight.size(2) * weight.size(3) * stride[0] * stride[1] != 1 || padding[0] != 0 || padding[1] != 0 ||
+      size.slice(2) != picture.sizes().slice(2) || picture.scalar_type() != weight.scalar_type() ||
+      picture.size(1) != weight.size(to_big ? 0 : 1))
     return std::nullopt;
   const Exactly exactly;
   const Tensor rows = picture.permute({0, 2, 3, 1}).reshape({-1, picture.size(1)}),

@@ -50,7 +50,7 @@ def is_faster(
         return True
     channels, numbers = weight_size[0], math.prod(weight_size)
     pixels = small_size[0] * small_size[2] * small_size[3]
-    pointwise = is_pointwise(weight_size, stride, padding)
+    pointwise = is_pointwise(weight_size, small_size, big_size, padding)
     if what == "big":
         least, share = (22, 1) if min(stride) > 1 else (24, 4)
         return channels_last and (pointwise or (numbers >= 1 << least and share * pixels <= channels))
@@ -73,9 +73,11 @@ def is_single(
     return small_size[2] == small_size[3] == 1 and tuple(big_size[2:]) == tuple(weight_size[2:]) and not any(padding)
 
 
-def is_pointwise(weight_size: Sequence[int], stride: Sequence[int], padding: Sequence[int]) -> bool:
+def is_pointwise(
+    weight_size: Sequence[int], small_size: Sequence[int], big_size: Sequence[int], padding: Sequence[int]
+) -> bool:
     """Whether each pixel of one picture meets one of the other."""
-    return max(*weight_size[2:], *stride) == 1 and not any(padding)
+    return max(weight_size[2:]) == 1 and tuple(small_size[2:]) == tuple(big_size[2:]) and not any(padding)
 
 
 def small(
@@ -120,10 +122,11 @@ def big(
     """
     n, _, height, width = small.shape
     _, channels, *taps = weight.shape
+    sizes = weight.shape, small.shape, size, padding
     columns = small.permute(0, 2, 3, 1).reshape(-1, small.shape[1]) @ _matrix(weight, channels_last)
     if not channels_last:
         y = columns.view(n, channels, *taps)
-    elif is_pointwise(weight.shape, stride, padding) or is_single(weight.shape, small.shape, size, padding):
+    elif is_pointwise(*sizes) or is_single(*sizes):
         y = columns.view(n, height * taps[0], width * taps[1], channels).permute(0, 3, 1, 2)
     else:
         y = _summed(columns.view(n, height, width, *taps, channels), size, stride, padding, dilation)

@@ -96,6 +96,16 @@ def test_operands_of_any_strides(channels, poisoned):
     assert_equal(two_orders(conv2d, [strided, *placed[1:]]), two_orders(plain_conv2d, placed))
 
 
+def test_a_picture_that_output_padding_makes_larger():
+    x, weight = torch.randn(2, 272, 5, 4, dtype=torch.float64), torch.randn(272, 8, 1, 1, dtype=torch.float64)
+    x = x.contiguous(memory_format=torch.channels_last)
+    geometry = {"dilation": (2, 2), "output_padding": (1, 1)}
+    exact = F.conv_transpose2d(x, weight, **geometry)
+    arguments = [1, 1], [0, 0], geometry["dilation"], True, geometry["output_padding"], 1
+    y = torch.ops.gankernels_library.convolution(x, weight, None, *arguments)
+    torch.testing.assert_close(y, exact)
+
+
 def test_no_pixels(poisoned):
     x, weight, bias = inputs((0, 272, 4, 4), (64, 272, 1, 1), 64, dtype=torch.float32, layout="channels_last")
     y = conv2d(x, weight, bias)
