@@ -77,14 +77,14 @@ std::array<int64_t, 4> output_size(at::IntArrayRef x, at::IntArrayRef weight, GA
 
 // Inputs from which a dense 1x1 on a CPU is a matrix product at once: past those of own_convolution's, where the
 // library takes up to half as long again for few pixels. gankernels/ops/_convolution_gemm.py has the same for the plan.
-constexpr int64_t kLeastInputs = 257;
+constexpr int64_t kProductInputs = 257;
 
 // `small` from `big`, or `big` from `small`, [*size], as one matrix product; none where that is not the way.
 std::optional<Tensor> product(const Call& call, const Tensor& picture, const Tensor& weight, const Optional& bias,
                               at::IntArrayRef size, bool to_big, at::IntArrayRef stride, at::IntArrayRef padding,
                               int64_t groups) {
   // What does not fit together is the library's to complain of.
-  if (!picture.is_cpu() || !call.ready || !call.channels_last || groups > 1 || picture.size(1) < kLeastInputs ||
+  if (!picture.is_cpu() || !call.ready || !call.channels_last || groups > 1 || picture.size(1) < kProductInputs ||
       weight.size(2) * weight.size(3) * stride[0] * stride[1] != 1 || padding[0] != 0 || padding[1] != 0 ||
       size.slice(2) != picture.sizes().slice(2) || picture.scalar_type() != weight.scalar_type() ||
       picture.size(1) != weight.size(to_big ? 0 : 1))
