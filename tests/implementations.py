@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from gankernels import dispatch
+from gankernels import _native, dispatch
+
+#: For tests of what the C++ kernels alone do; the references that run without them keep more, and copy more.
+needs_extension = pytest.mark.skipif(_native.extension is None, reason=f"no native extension: {_native.why_no_cpu}")
 
 
 def interpreter_lacks() -> str | None:

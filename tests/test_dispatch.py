@@ -16,6 +16,7 @@ from gankernels import _native, dispatch, verdicts
 from gankernels.cli import main
 from gankernels.errors import ImplementationUnavailable, InputError
 from gankernels.verdicts import Verdict
+from implementations import needs_extension
 
 OP = "conditional_batch_norm"
 CPU = torch.device("cpu")
@@ -202,6 +203,7 @@ def test_a_choice_that_cannot_run_any_more_is_not_taken(fresh, monkeypatch):
     assert dispatch.choose(planted.OP, torch.empty(1)).impl == "cpu"
 
 
+@needs_extension
 def test_doctor_tells_of_the_cache(fresh, monkeypatch, capsys):
     assert gankernels.doctor()["verdicts"]["state"][verdicts.device_name(CPU)] == "none: run `gankernels tune`"
     of_size = {

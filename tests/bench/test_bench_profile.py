@@ -10,6 +10,7 @@ from gankernels.bench.profile import BETWEEN, profile
 from gankernels.errors import InputError
 from gankernels.ops import bias_act, conv2d, conv_transpose2d
 from gankernels.ops._attention import attention
+from implementations import needs_extension
 
 #: A byte takes a nanosecond, and so do a thousand FLOPs.
 CEILINGS = Ceilings("cpu", [(1e6, 1e9)], {"float32": 1e12}, launch=0.0, launch_outside=0.0)
@@ -52,6 +53,7 @@ def test_attention_has_the_flops_of_its_products():
     assert parts["attention_backward"].flops == stock - (scores + mixed) + scores
 
 
+@needs_extension
 def test_parts_have_their_bytes_and_floors():
     x, bias, a = torch.randn(2, 8, 5, 5), torch.randn(8), torch.randn(16, 16)
 

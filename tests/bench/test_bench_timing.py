@@ -12,6 +12,7 @@ from gankernels.bench.ceilings import Ceilings, measure
 from gankernels.bench.memory import peak_mib, saved_mib
 from gankernels.bench.timing import ContenderError, interleave
 from gankernels.ops import conditional_batch_norm
+from implementations import needs_extension
 
 CEILINGS = Ceilings(
     "cpu",
@@ -158,6 +159,7 @@ def test_what_is_saved_for_the_backward():
     assert saved_mib(lambda x: x * x[:256].sum(), [x]) == pytest.approx(1, abs=1e-4)
 
 
+@needs_extension
 def test_conditional_batch_norm_saves_its_input_alone():
     x, gain = torch.randn(4, 64, 16, 16, requires_grad=True), torch.ones(4, 64, requires_grad=True)
 

@@ -13,6 +13,7 @@ import gankernels
 from gankernels.nn import DownsampleConv2d, SpectralNormGroup, UpsampleConv2d, spectral_norm
 from gankernels.nn import spectral_norm_group as group_module
 from gankernels.ops.fold_conv_weight import kept
+from implementations import needs_extension
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 
@@ -169,6 +170,7 @@ def test_parameters_are_folded_at_every_call(folds):
     assert len(folds) == 2
 
 
+@needs_extension
 def test_implementations_do_not_share(net, folds):
     SpectralNormGroup(net.eval())
     with torch.no_grad():

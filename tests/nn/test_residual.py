@@ -17,6 +17,7 @@ from gankernels.nn import (
     UpsampleConv2d,
 )
 from gankernels.nn import spectral_norm as fused_spectral_norm
+from implementations import needs_extension
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 layouts = pytest.mark.parametrize("layout", LAYOUTS)
@@ -198,6 +199,7 @@ def test_compile_fullgraph():
         torch.testing.assert_close(got, want)
 
 
+@needs_extension
 def test_the_up_block_saves_no_picture_twice():
     """Behind the two norms and convolutions: their inputs, and neither the up-sampled picture nor a sum."""
     block = ResBlockUp(8, 8, norm=conditional).to(memory_format=torch.channels_last)
