@@ -272,3 +272,10 @@ gankernels.dispatch.choose("conditional_batch_norm", torch.zeros(2, 3, 4, 4))
     result = run(code, GANKERNELS_CACHE=str(tmp_path))
     assert result.stdout.strip() == "imported"
     assert result.stderr.count("it is damaged") == 1
+
+
+def test_what_was_to_be_built_was_built():
+    """Without the kernels the references run, and the tests pass; a build that failed must not pass for that."""
+    left_out = _native.build["left_out"]
+    assert [why for why in left_out.values() if "the native build failed" in why] == []
+    assert _native.extension is not None or "cpu" in left_out
