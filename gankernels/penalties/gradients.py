@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gankernels.ops.bias_act.op import saved_for_backward
 from gankernels.ops.conv_transpose2d import fused
-from gankernels.penalties.nodes import GEOMETRY, Node, Variable
+from gankernels.penalties.nodes import Node, Variable
 
 if TYPE_CHECKING:
     from gankernels.penalties.at import At
@@ -72,12 +72,15 @@ def prelu(at: At) -> None:
 # ---- Convolutions and matrix products ----
 
 
+_GEOMETRY = ("stride", "padding", "dilation", "transposed", "output_padding", "groups")
+
+
 def convolution(x: str) -> Callable[[At], None]:
     """ATen's, and that of :mod:`gankernels.ops._convolution`, whose input is called ``x``."""
 
     def gradient(at: At) -> None:
         if at.wants("weight"):
-            geometry = [at[name] for name in GEOMETRY]
+            geometry = [at[name] for name in _GEOMETRY]
             at.give("weight", _of_convolution(at.cotangent(), at.mixed(x), at["weight"], geometry))
         if at.wants("bias"):
             at.give("bias", at.channel_sums(at.cotangent()))

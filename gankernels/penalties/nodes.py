@@ -17,10 +17,6 @@ if TYPE_CHECKING:
     from gankernels.penalties.samples import Samples
 
 
-#: A convolution's arguments behind its tensors.
-GEOMETRY = ("stride", "padding", "dilation", "transposed", "output_padding", "groups")
-
-
 @dataclass(eq=False, slots=True)
 class Variable:
     """A tensor of the forward that depends on the pictures."""

@@ -129,6 +129,17 @@ def _product_rule(left: str, right: str, added: str | None = None) -> Rule:
     )
 
 
+def _convolution_rule(x: str) -> Rule:
+    return Rule(
+        tangents.convolution(x),
+        samples.batch_first,
+        gradients.convolution(x),
+        weights=("weight", "bias"),
+        mixes=(x,),
+        linear_in=(x,),
+    )
+
+
 def _rounds(node: Node) -> str | None:
     return f"{node.name} rounds" if node.arguments.get("rounding_mode") else None
 
@@ -184,14 +195,7 @@ ATEN: dict[str, Rule] = {
     ),
     **dict.fromkeys(("sum", "mean"), Rule(tangents.replay, samples.reduction)),
     # convolutions and matrix products
-    "convolution": Rule(
-        tangents.convolution,
-        _BATCH,
-        gradients.convolution("input"),
-        weights=("weight", "bias"),
-        mixes=("input",),
-        linear_in=("input",),
-    ),
+    "convolution": _convolution_rule("input"),
     **{name: _product_rule(*names) for name, names in _PRODUCTS.items()},
     # activations
     "relu": Rule(lambda at: aten.threshold_backward(at.t("self"), at.value("result"), 0), keeps=("result",)),
@@ -237,14 +241,7 @@ OURS: dict[str, Rule] = {
         linear_in=("x",),
         condition=_is_smooth,
     ),
-    "convolution": Rule(
-        tangents.library_convolution,
-        _BATCH,
-        gradients.convolution("x"),
-        weights=("weight", "bias"),
-        mixes=("x",),
-        linear_in=("x",),
-    ),
+    "convolution": _convolution_rule("x"),
     "box_filter": Rule(tangents.replay, _BATCH, remade=True),
     "conv_transpose2d_forward": Rule(
         tangents.triton_transposed_convolution,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gankernels.ops.conv_transpose2d import fused
 from gankernels.penalties.gradients import bias_act_backward, factors_of_sum
-from gankernels.penalties.nodes import GEOMETRY, Variable, call, depends
+from gankernels.penalties.nodes import Variable, call, depends
 
 if TYPE_CHECKING:
     from gankernels.penalties.at import At
@@ -83,15 +83,13 @@ def cat(at: At) -> Tensor:
 # ---- Convolutions and matrix products ----
 
 
-def convolution(at: At) -> Tensor:
-    """ATen's."""
-    return aten.convolution(at.t("input"), at["weight"], None, *(at[name] for name in GEOMETRY))
+def convolution(x: str) -> Callable[[At], Tensor]:
+    """ATen's, and that of :mod:`gankernels.ops._convolution`, whose input is called ``x``."""
 
+    def tangent(at: At) -> Tensor:
+        return call(at.node.op, at.node.arguments | {x: at.t(x), "bias": None})
 
-def library_convolution(at: At) -> Tensor:
-    """That of :mod:`gankernels.ops._convolution`."""
-    ops = torch.ops.gankernels_library
-    return ops.convolution(at.t("x"), at["weight"], None, *(at[name] for name in GEOMETRY))
+    return tangent
 
 
 def triton_transposed_convolution(at: At) -> Tensor:
