@@ -172,11 +172,11 @@ class Run:
         assert self.tape is not None
         start, stop = self.penalised
         rows = Rows(start, stop - start, len(self.x))
-        of_others = None
-        if loss_gradient is not None and self._others_apart(rows, scale):
+        scales, of_others = self._scales_of_seeds(self.tape, scale), None
+        if loss_gradient is not None and self._others_apart(rows, attempts=len(scales)):
             of_others = loss_gradient[0].reshape(-1) * scale
         passes = Passes(self.tape, rows, apart=of_others is not None)
-        t, seed, size = self._direction(passes, scale, of_others, retain_graph=False)
+        t, seed, size = self._direction(passes, scales, of_others, retain_graph=False)
         if loss_gradient is None:
             passes.tangents(t)
             return _at_weights(passes), (1.0 if size is None else size) / seed
@@ -188,10 +188,10 @@ class Run:
         passes.tangents(t, loss_gradient[0].reshape(-1) * share, mixing)
         return _at_weights(passes), 1.0
 
-    def _others_apart(self, rows: Rows, scale: Scale) -> bool:
+    def _others_apart(self, rows: Rows, attempts: int) -> bool:
         """Whether to take the gradients of samples without a penalty in the reverse pass, since that saves memory."""
         assert self.tape is not None
-        if rows.others() is None or len(self._scales_of_seeds(self.tape, scale)) > 1:
+        if rows.others() is None or attempts > 1:
             return False  # nobody to take apart; or a second attempt would find the numbers gone
         numbers, cotangents, gradients = self.tape.bytes_kept()
         # Together, the peak is between the passes. Apart, it is there or near the logits, where the gradients of the
@@ -202,7 +202,8 @@ class Run:
     def _hybrid(self, roots: Roots, scale: Scale) -> tuple[Roots, Scale]:
         assert self.tape is not None
         passes = Passes(self.tape, Rows(0, len(self.x), len(self.x)), with_input=self.with_input)
-        t, seed, size = self._direction(passes, scale, None, retain_graph=True)
+        scales = self._scales_of_seeds(self.tape, scale)
+        t, seed, size = self._direction(passes, scales, None, retain_graph=True)
         passes.tangents(t)
         factor, second = (1.0 if size is None else size) / seed, passes.sources + _at_weights(passes)
         if not self.with_loss:
@@ -210,11 +211,12 @@ class Run:
         return roots + [(edge, gradient * (factor * scale)) for edge, gradient in second], 1.0
 
     def _direction(
-        self, passes: Passes, scale: Scale, of_others: Tensor | None, *, retain_graph: bool
+        self, passes: Passes, scales: list[Scale], of_others: Tensor | None, *, retain_graph: bool
     ) -> tuple[Tensor, Scale, Tensor | None]:
         """The reverse pass, the penalties, and the direction ``w dP/dg`` [rows, ...] of the tangent pass.
 
         Args:
+            scales: of the seeds, as :meth:`_scales_of_seeds` gives them.
             of_others: the loss's gradient [N] in the logits, from which the reverse pass starts where there is no
                 penalty; None starts it as where there is one.
 
@@ -222,7 +224,6 @@ class Run:
             The direction; the seed that the cotangents are multiplied by; and what the direction was divided by: its
             largest magnitude, if the forward ran in 16 bits, else None.
         """
-        scales = self._scales_of_seeds(passes.tape, scale)
         for index, seed in enumerate(scales):
             last = index == len(scales) - 1
             g = passes.reverse(self._seeds(seed, of_others), retain_graph=retain_graph or not last)

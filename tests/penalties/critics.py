@@ -28,7 +28,7 @@ def pictures(count: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> T
 
 def taken_apart(apart: bool) -> contextlib.AbstractContextManager[object]:
     """Decides, in the place of memory, when the gradients of samples without a penalty are taken."""
-    return mock.patch.object(Run, "_others_apart", lambda run, rows, scale: apart and rows.others() is not None)
+    return mock.patch.object(Run, "_others_apart", lambda run, rows, attempts: apart and rows.others() is not None)
 
 
 class Calls(nn.Module):
